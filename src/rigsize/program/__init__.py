@@ -1,0 +1,1 @@
+"""From a trace, a strategy and an accelerator to one rank's timeline of events."""
