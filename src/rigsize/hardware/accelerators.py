@@ -1,0 +1,230 @@
+"""The accelerator table: one row a device as torch sees it, each figure with its source.
+
+Rates are dense (no sparsity), bandwidths decimal, memory what PyTorch can really use. An empty
+cell of ``data/accelerators.csv`` is unknown and stays None; no neighbour's figure is put there.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from rigsize.provenance import BASES, Basis, Sourced
+from rigsize.units import GIB, MIB
+
+__all__ = ["Accelerator", "Band", "load_accelerators"]
+
+TABLE = Path(__file__).parent / "data" / "accelerators.csv"
+
+# Out-of-memory messages name a capacity 0.4 to 1.6 % below what the driver reports.
+TORCH_SHARE_OF_DRIVER = 0.985
+
+_RATES = {
+    "fp32": "fp32_tflops",
+    "tf32": "tf32_tflops",
+    "fp16": "fp16_tflops",
+    "bf16": "bf16_tflops",
+    "fp8": "fp8_tflops",
+    "int8": "int8_tops",
+    "fp4": "fp4_tflops",
+}
+
+
+class Band(NamedTuple):
+    """A figure with its low and high bound."""
+
+    low: int
+    mid: int
+    high: int
+
+
+# Context, loaded kernels and library state together, where nobody measured them on the card:
+# published figures run from 274 to 636 MiB.
+START_CONTEXT = Sourced(
+    value=Band(int(0.35 * GIB), int(0.5 * GIB), int(0.65 * GIB)),
+    source="start value 0.5 GiB +- 0.15 over published observations (pytorch#86509, #107667)",
+    as_of="2026-11-22",
+    basis="assumed",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """One device of a product; a board with two dies is two of these."""
+
+    id: str
+    vendor: str
+    name: str
+    aliases: tuple[str, ...]
+    form_factor: str
+    arch: str
+    """As the vendor's tools write it: sm_80, gfx942, cpu."""
+    compute_capability: tuple[int, int] | None
+    """CUDA devices only."""
+    sm_count: int | None
+    """Streaming multiprocessors (compute units on ROCm)."""
+    max_threads_per_sm: int | None
+    sm_source: str
+    memory_nominal_gb: float | None
+    """The label on the box, for the whole product."""
+    memory_driver_mib: int | None
+    """What the driver reports, for the whole product."""
+    devices: int
+    """How many devices torch sees for one product; every capacity below is per device."""
+    capacity: Sourced[int] | None
+    """Bytes that torch reports as total memory; None where nobody published enough."""
+    context_bytes: Sourced[Band]
+    """Driver memory outside the allocator once a step has run."""
+    memory_kind: str
+    memory_bytes_per_s: float | None
+    peak_flops_per_s: Mapping[str, float]
+    """Dense peak by dtype; a dtype without a published rate is absent."""
+    dtypes: tuple[str, ...]
+    """The dtypes that the hardware computes natively."""
+    link_kind: str
+    link_bytes_per_s: float | None
+    """To one direction, over all peers."""
+    link_max_peers: int | None
+    pcie_bytes_per_s: float | None
+    tdp_w: float | None
+    software_stack: str
+    """cuda, rocm, cpu, ..."""
+    training_capable: str
+    pytorch_support: str
+    seed_ref: str
+    check: str
+    """V2 two sources opened, V1 one, R recalled: show it as unverified."""
+    basis: Basis
+    as_of: str
+    source: str
+    note: str
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """What torch reports as total memory of one device, None if unknown."""
+        return self.capacity.value if self.capacity else None
+
+    @property
+    def supports_bf16(self) -> bool:
+        """Whether bfloat16 is native; older CUDA cards emulate it slowly."""
+        return "bf16" in self.dtypes
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether this is the host itself, which has no reserved and no device memory."""
+        return self.software_stack == "cpu"
+
+
+@lru_cache(maxsize=1)
+def load_accelerators() -> tuple[Accelerator, ...]:
+    """All rows of the table, in its order (parsed at the first call)."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return tuple(_accelerator(row) for row in csv.DictReader(file))
+
+
+def _accelerator(row: dict[str, str]) -> Accelerator:
+    capability = _compute_capability(row["arch"])
+    rates = {dtype: float(row[column]) * 1e12 for dtype, column in _RATES.items() if row[column]}
+    return Accelerator(
+        id=row["id"],
+        vendor=row["vendor"],
+        name=row["name"],
+        aliases=tuple(alias for alias in row["aliases"].split("|") if alias),
+        form_factor=row["form_factor"],
+        arch=row["arch"],
+        compute_capability=capability,
+        sm_count=_int(row["sm_count"]),
+        max_threads_per_sm=_int(row["max_threads_per_sm"]),
+        sm_source=row["sm_source"],
+        memory_nominal_gb=_float(row["memory_nominal_gb"]),
+        memory_driver_mib=_int(row["memory_driver_mib"]),
+        devices=int(row["devices"]),
+        capacity=_capacity(row),
+        context_bytes=_context(row),
+        memory_kind=row["memory_kind"],
+        memory_bytes_per_s=_float(row["memory_bw_gbs"], 1e9),
+        peak_flops_per_s=rates,
+        dtypes=_native_dtypes(row["software_stack"], capability, rates),
+        link_kind=row["link_kind"],
+        link_bytes_per_s=_float(row["link_gbs_per_direction"], 1e9),
+        link_max_peers=_int(row["link_max_peers"]),
+        pcie_bytes_per_s=_float(row["pcie_gbs_per_direction"], 1e9),
+        tdp_w=_float(row["tdp_w"]),
+        software_stack=row["software_stack"],
+        training_capable=row["training_capable"],
+        pytorch_support=row["pytorch_support"],
+        seed_ref=row["seed_ref"],
+        check=row["check"],
+        basis=_basis(row["basis"]),
+        as_of=row["as_of"],
+        source=row["source"],
+        note=row["note"],
+    )
+
+
+def _capacity(row: dict[str, str]) -> Sourced[int] | None:
+    if row["torch_total_gib"]:
+        return Sourced(
+            value=int(float(row["torch_total_gib"]) * GIB),
+            source=row["torch_total_source"],
+            as_of=row["as_of"],
+            basis="published",
+        )
+    if not row["memory_driver_mib"]:
+        return None
+    driver_bytes = int(row["memory_driver_mib"]) * MIB // int(row["devices"])
+    return Sourced(
+        value=int(driver_bytes * TORCH_SHARE_OF_DRIVER),
+        source=f"{TORCH_SHARE_OF_DRIVER} of the driver's memory per device; {row['source']}",
+        as_of=row["as_of"],
+        basis="derived",
+    )
+
+
+def _context(row: dict[str, str]) -> Sourced[Band]:
+    if not row["context_mid_mib"]:
+        return START_CONTEXT
+    low, mid, high = (int(row[f"context_{bound}_mib"]) * MIB for bound in Band._fields)
+    return Sourced(
+        value=Band(low, mid, high),
+        source=row["context_source"],
+        as_of=row["as_of"],
+        basis="measured",
+    )
+
+
+def _compute_capability(arch: str) -> tuple[int, int] | None:
+    if not arch.startswith("sm_"):
+        return None
+    digits = arch.split()[0].removeprefix("sm_")
+    return int(digits[:-1]), int(digits[-1])
+
+
+def _native_dtypes(
+    stack: str, capability: tuple[int, int] | None, rates: Mapping[str, float]
+) -> tuple[str, ...]:
+    if stack == "cpu":
+        return ("fp32", "fp16", "bf16")
+    if capability is None:
+        return tuple(rates)
+    since = {"fp32": (1, 0), "tf32": (8, 0), "fp16": (5, 3), "bf16": (8, 0), "fp8": (8, 9)}
+    since |= {"int8": (7, 5), "fp4": (10, 0)}
+    return tuple(dtype for dtype, first in since.items() if capability >= first)
+
+
+def _basis(text: str) -> Basis:
+    if text in BASES:
+        return cast("Basis", text)
+    raise ValueError(f"accelerators.csv: basis {text!r}")
+
+
+def _int(cell: str) -> int | None:
+    return int(cell) if cell else None
+
+
+def _float(cell: str, scale: float = 1.0) -> float | None:
+    return float(cell) * scale if cell else None
