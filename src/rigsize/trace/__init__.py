@@ -1,0 +1,4 @@
+"""Trace: what the real model does on an accelerator, recorded without one.
+
+Only `profile`, `sizes`, `key` and `store` are free of torch; everything else imports it.
+"""

@@ -1,0 +1,129 @@
+"""One concrete trace: build, place on the fake device, run the step once, return its events."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rigsize.run.step import StepRecipe, inference_step, micro_step
+from rigsize.trace import fake_accelerator
+from rigsize.trace.autocast import clear_weight_casts
+from rigsize.trace.model import BuildOptions, build, make_batch
+from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_meeting_gradients
+
+
+class Traced:
+    """A model on fake tensors that can be traced at any number of sizes.
+
+    `device` is `accelerator` (dispatch as on a GPU) or `cpu` (dispatch as on a CPU, attention
+    decomposed as torch does there).
+    """
+
+    def __init__(self, config: Any, options: BuildOptions, device: str = "accelerator") -> None:
+        self.config, self.options = config, options
+        self.device = (
+            fake_accelerator.register() if device == "accelerator" else torch.device("cpu")
+        )
+        self._fake = fake_accelerator.fake_mode()
+        self.mode = self._fake.__enter__()
+        self._fake.__exit__(None, None, None)
+        self.model = build(config, options)
+        self.stacks = find_stacks(self.model)
+        with self.mode:
+            self.model.to_empty(device=self.device)
+
+    def record(self, sizes: Mapping[str, int], *, padded: bool, hold_output: bool) -> RawTrace:
+        """The events of one micro-step (training) or one forward pass (inference)."""
+        options = self.options
+        recipe = StepRecipe(
+            task=options.task,
+            device_type=self.device.type,
+            autocast_dtype=torch.bfloat16 if options.compute == "amp" else None,
+            hold_output=hold_output,
+        )
+        names = {module: name for name, module in self.model.named_modules()}
+        recorder = Recorder(names, number_layers(self.stacks), self.device.type)
+        with self.mode:
+            batch = make_batch(options, sizes, self.device, padded=padded)
+            self._adopt(recorder, batch)
+            if getattr(self.config, "use_cache", None) and options.task != "embedding":
+                batch["use_cache"] = False  # type: ignore[assignment]
+            hooks = self._watch_gradients(recorder)
+            try:
+                with recorder.watch_modules(), recorder:
+                    if options.training:
+                        micro_step(self.model, batch, recipe, phase=recorder.set_phase)
+                    else:
+                        out = inference_step(self.model, batch, recipe, phase=recorder.set_phase)
+                        recorder.close()
+                        del out
+            finally:
+                recorder.close()
+                for hook in hooks:
+                    hook.remove()
+                self.model.zero_grad(set_to_none=True)
+                clear_weight_casts()
+        return join_meeting_gradients(recorder.trace)
+
+    def _adopt(self, recorder: Recorder, batch: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            recorder.adopt(parameter, f"parameter:{name}")
+        for name, buffer in self.model.named_buffers():
+            if buffer.device.type == self.device.type:
+                recorder.adopt(buffer, f"buffer:{name}")
+        for name, tensor in batch.items():
+            recorder.adopt(tensor, f"input:{name}")
+
+    def _watch_gradients(self, recorder: Recorder) -> list[Any]:
+        def watch(name: str) -> Any:
+            return lambda parameter: recorder.gradient_ready(name, parameter)
+
+        if not self.options.training:
+            return []
+        return [
+            parameter.register_post_accumulate_grad_hook(watch(name))
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        ]
+
+
+def find_stacks(model: torch.nn.Module) -> list[tuple[str, list[torch.nn.Module]]]:
+    """The stacks of layers: outermost ModuleLists whose members share one class, longest first.
+
+    ALBERT's shared layer is one member called many times and makes no stack.
+    """
+    stacks: list[tuple[str, list[torch.nn.Module]]] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.ModuleList) or len(module) < 2:
+            continue
+        if any(name.startswith(f"{outer}.") for outer, _ in stacks):
+            continue
+        if len({type(member) for member in module}) == 1:
+            stacks.append((name, list(module)))
+    return stacks
+
+
+def number_layers(stacks: list[tuple[str, list[torch.nn.Module]]]) -> Layers:
+    """Layers counted from 1 through all stacks."""
+    members = [layer for _, stack in stacks for layer in stack]
+    last, total = set(), 0
+    for _, stack in stacks:
+        total += len(stack)
+        last.add(total)
+    return Layers({layer: i + 1 for i, layer in enumerate(members)}, frozenset(last))
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Any:
+    """transformers' warnings about configs are not the user's concern while tracing."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,133 @@
+"""The model that is traced: built by transformers from a config on the meta device.
+
+Sources of the defects worked around here: docs/trace.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+AUTO_CLASSES = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "masked-lm": "AutoModelForMaskedLM",
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "embedding": "AutoModel",
+}
+ATTENTION_INTERFACES = {"sdpa": "sdpa", "eager": "eager", "flash": "sdpa"}
+"""`flash` is SDPA with the kernel named in Program: same shapes, and no package to install."""
+
+DTYPES = {"fp32": torch.float32, "amp": torch.float32, "half": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What of a run changes the model that is built."""
+
+    task: str
+    compute: str
+    """fp32, amp (fp32 weights under autocast) or half (16-bit weights)."""
+    attention: str = "sdpa"
+    recompute: bool = False
+    training: bool = True
+    num_labels: int = 3
+    trust_remote_code: bool = False
+
+
+def load_config(config: Mapping[str, Any], options: BuildOptions) -> Any:
+    """A transformers config object with what the task needs set."""
+    from transformers import AutoConfig
+
+    values = {k: v for k, v in config.items() if k not in ("transformers_version", "auto_map")}
+    model_type = values.pop("model_type")
+    loaded = AutoConfig.for_model(model_type, **copy.deepcopy(values))
+    if options.task in ("sequence-classification", "token-classification"):
+        loaded.num_labels = options.num_labels
+        loaded.problem_type = "single_label_classification"
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if hasattr(loaded, name):
+            setattr(loaded, name, 0.0)  # a dropped layer would hide the peak
+    if getattr(loaded, "pad_token_id", None) is None:
+        loaded.pad_token_id = 0
+    return loaded
+
+
+def build(config: Any, options: BuildOptions, device: str = "meta") -> torch.nn.Module:
+    """The model in train or eval mode: on `meta` to be traced, on `cpu` or `cuda` to be run."""
+    import transformers
+
+    auto = getattr(transformers, AUTO_CLASSES[options.task])
+    dtype = DTYPES[options.compute]
+    with torch.device(device):
+        model: torch.nn.Module = auto.from_config(
+            config, attn_implementation=ATTENTION_INTERFACES[options.attention], dtype=dtype
+        )
+    untie_as_loaded(model, config, options)
+    if options.recompute:
+        enable_recompute(model)
+    return model.train(options.training)
+
+
+def enable_recompute(model: torch.nn.Module) -> None:
+    """Recompute per block, non-reentrant; transformers 5.18 renamed the method."""
+    newer: Any = getattr(model, "activation_checkpointing_enable", None)
+    enable: Any = newer or model.gradient_checkpointing_enable
+    enable(
+        **{
+            "activation_checkpointing_kwargs" if newer else "gradient_checkpointing_kwargs": {
+                "use_reentrant": False
+            }
+        }
+    )
+
+
+def untie_as_loaded(model: torch.nn.Module, config: Any, options: BuildOptions) -> None:
+    """T5 v1.1, Flan-T5 and mT5 files hold their own LM head; `from_config` ties it all the same.
+
+    transformers 5.23 sets `tie_word_embeddings` for the family, `from_pretrained` then finds two
+    tensors in the file and keeps both. The mark of the family is the gated feed-forward.
+    """
+    gated = str(getattr(config, "feed_forward_proj", "")).startswith("gated")
+    if options.task == "seq2seq-lm" and config.model_type in ("t5", "mt5") and gated:
+        head: Any = model.lm_head
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
+
+
+def make_batch(
+    options: BuildOptions, sizes: Mapping[str, int], device: torch.device | str, *, padded: bool
+) -> dict[str, torch.Tensor]:
+    """Inputs of the step: B texts of S tokens, T target tokens for seq2seq; int64 as HF makes them.
+
+    Without padding no mask is handed over: transformers drops an all-ones mask on every real
+    forward pass, but never while tracing.
+    """
+    B, S, T = sizes["B"], sizes["S"], sizes.get("T", 0)
+
+    def tokens(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.int64, device=device)
+
+    batch = {"input_ids": tokens(B, S)}
+    if padded:
+        batch["attention_mask"] = tokens(B, S)
+    labels = {
+        "sequence-classification": (B,),
+        "embedding": (B,),
+        "seq2seq-lm": (B, T),
+    }.get(options.task, (B, S))
+    if options.training:
+        batch["labels"] = tokens(*labels)
+    elif options.task == "seq2seq-lm":
+        batch["decoder_input_ids"] = tokens(B, T)
+    return batch
+
+
+def forward_arguments(config: Any, options: BuildOptions) -> dict[str, Any]:
+    """Keyword arguments of every forward call: training and one-pass inference keep no cache."""
+    has_cache = getattr(config, "use_cache", None) is not None
+    return {"use_cache": False} if has_cache and options.task != "embedding" else {}

@@ -1,0 +1,367 @@
+"""The recorder: every storage's birth and death, in order, with operator, module and phase.
+
+A birth is seen at the operator that returns a new storage, a death by a weak reference; both are
+exact under FakeTensorMode because the Python and autograd references are the real ones. What the
+recorder notes beside them (kernels with scratch, attention nodes, gradients that became ready) is
+what a Program needs to add what no dispatch mode sees.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import functools
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ALLOC, FREE, KERNEL, ATTENTION, ATTENTION_BACKWARD, GRADIENT = range(6)
+KIND_NAMES = ("alloc", "free", "kernel", "attention", "attention_backward", "gradient")
+
+LEAF_SEQUENCE_NUMBER = 1 << 62
+"""AccumulateGrad nodes carry the largest sequence number there is, to run as early as possible."""
+
+
+@dataclass(slots=True)
+class RawEvent:
+    """One event of a concrete trace."""
+
+    kind: int
+    storage: int
+    """Storage id; the output's for ATTENTION*, the gradient's for GRADIENT, -1 for KERNEL."""
+    group: int
+    """0 outside the layers, else the number of the layer whose code runs."""
+    phase: str
+    op: str = ""
+    module: str = ""
+    num_bytes: int = 0
+    numbers: tuple[int, ...] = ()
+    """Sizes that depend on the batch: fitted like bytes."""
+    label: tuple[Any, ...] = ()
+    """What does not: kernel name, dtype, mask kind, parameter name."""
+    outputs: tuple[int, ...] = ()
+    """ATTENTION_BACKWARD: storages of dq, dk, dv, dbias (-1: none)."""
+    meets: int = -1
+    """ALLOC of a sum of two gradients: the storage of the one that waited in the buffer."""
+
+
+@dataclass(slots=True)
+class RawTrace:
+    """The events of one step at one concrete size."""
+
+    events: list[RawEvent] = field(default_factory=list)
+    persistent: dict[int, str] = field(default_factory=dict)
+    """Storages that lived before the step: id to `parameter:NAME`, `buffer:NAME`, `input:NAME`."""
+    persistent_bytes: dict[int, int] = field(default_factory=dict)
+
+
+class Layers:
+    """Which layer a module call or a backward node belongs to.
+
+    Autograd numbers the nodes of the forward pass; the ranges of numbers in which each layer ran
+    tell to which layer a node belongs when the backward pass reaches it.
+    """
+
+    def __init__(self, numbers: dict[torch.nn.Module, int], last_of_stack: frozenset[int]) -> None:
+        self.numbers = numbers
+        self.last_of_stack = last_of_stack
+        self.current = 0
+        self._inside = 0
+        self._starts, self._groups, self._modules = [0], [0], [""]
+
+    def enter(self, module: torch.nn.Module) -> None:
+        if module in self.numbers:
+            if not self._inside:
+                self.current = self.numbers[module]
+            self._inside += 1
+
+    def leave(self, module: torch.nn.Module, *, forward: bool) -> None:
+        """What runs between two layers counts for the earlier: one segment a layer."""
+        if module in self.numbers:
+            self._inside -= 1
+            if not self._inside and (not forward or self.current in self.last_of_stack):
+                self.current = 0
+
+    def mark(self, module: str) -> None:
+        """From the present sequence number on, forward nodes belong to here."""
+        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        if self._starts[-1] == number:
+            self._groups[-1], self._modules[-1] = self.current, module
+        else:
+            self._starts.append(number)
+            self._groups.append(self.current)
+            self._modules.append(module)
+
+    def of_node(self, node: Any) -> tuple[int, str] | None:
+        """(group, module) of a backward node; None for accumulation into a leaf."""
+        number = node._sequence_nr()
+        if number >= LEAF_SEQUENCE_NUMBER:
+            return None
+        index = bisect.bisect_right(self._starts, number) - 1
+        return self._groups[index], self._modules[index]
+
+
+class Recorder(TorchDispatchMode):
+    """Records one step; enter it inside the FakeTensorMode, with `watch_modules` around both."""
+
+    def __init__(self, names: dict[torch.nn.Module, str], layers: Layers, device: str) -> None:
+        super().__init__()
+        self.trace = RawTrace()
+        self.names = names
+        self.layers = layers
+        self.device = device
+        self.phase = "setup"
+        self._stack: list[torch.nn.Module] = []
+        self._live: dict[int, int] = {}
+        self._refs: dict[int, Any] = {}
+        self._next = 0
+        self._backward_at: tuple[int, str] = (0, "")
+        self._node_serial = 0
+        self._last_node: Any = None
+        self._born_at: dict[int, int] = {}
+        self._gemm_seen: set[str] = set()
+
+    def set_phase(self, phase: str) -> None:
+        """Called by the step function at its own seams."""
+        self.phase = phase
+
+    def _place(self) -> tuple[int, str]:
+        module = self.names.get(self._stack[-1], "") if self._stack else ""
+        if self.phase != "backward":
+            return self.layers.current, module
+        node = torch._C._current_autograd_node()
+        if node is not None and node is not self._last_node:
+            self._last_node = node
+            self._node_serial += 1
+            self._backward_at = self.layers.of_node(node) or self._backward_at
+        # A module on the stack means recomputation, asked for by a node of the same layer.
+        return self._backward_at[0], module or self._backward_at[1]
+
+    def enter_module(self, module: torch.nn.Module) -> None:
+        self._stack.append(module)
+        self.layers.enter(module)
+        if self.phase == "forward":
+            self.layers.mark(self.names.get(module, ""))
+
+    def leave_module(self, module: torch.nn.Module) -> None:
+        self._stack.pop()
+        self.layers.leave(module, forward=self.phase == "forward")
+        if self.phase == "forward":
+            self.layers.mark(self.names.get(self._stack[-1], "") if self._stack else "")
+
+    @contextlib.contextmanager
+    def watch_modules(self) -> Iterator[None]:
+        """Tells the recorder of every module call; hooks would show in the modules themselves."""
+        original = torch.nn.Module.__call__
+
+        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.enter_module(module)
+            try:
+                return original(module, *args, **kwargs)
+            finally:
+                self.leave_module(module)
+
+        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def adopt(self, tensor: torch.Tensor, label: str) -> None:
+        """A tensor that lives before the step: a parameter, a buffer, an input."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._live:
+            number = self._follow(storage)
+            self.trace.persistent[number] = label
+            self.trace.persistent_bytes[number] = storage.nbytes()
+
+    def storage_of(self, tensor: torch.Tensor | None) -> int:
+        """The id of a live tensor's storage, -1 if it was never seen."""
+        return -1 if tensor is None else self._live.get(tensor.untyped_storage()._cdata, -1)
+
+    def gradient_ready(self, name: str, parameter: torch.Tensor) -> None:
+        """Marks the moment at which `parameter.grad` holds the accumulated gradient."""
+        self._append(GRADIENT, self.storage_of(parameter.grad), label=(name,))
+
+    def _append(self, kind: int, storage: int, op: str = "", **fields: Any) -> RawEvent:
+        group, module = self._place()
+        event = RawEvent(kind, storage, group, self.phase, op, module, **fields)
+        self.trace.events.append(event)
+        return event
+
+    def _follow(self, storage: Any) -> int:
+        number, key = self._next, storage._cdata
+        self._next += 1
+        self._live[key] = number
+        self._refs[number] = weakref.ref(storage, functools.partial(self._died, key, number))
+        return number
+
+    def _died(self, key: int, number: int, _ref: Any) -> None:
+        if self._live.get(key) == number:
+            del self._live[key]
+        if self._refs.pop(number, None) is not None:
+            self._append(FREE, number)
+
+    def close(self) -> None:
+        """Stops listening: what dies from here on is not part of the step."""
+        self._refs.clear()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self._record(func, args, kwargs or {}, (out,))
+        elif isinstance(out, (tuple, list)):
+            self._record(func, args, kwargs or {}, tuple(out))
+        return out
+
+    def _record(self, func: Any, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> None:
+        name = func.name()
+        if name == "rigsize::attention":
+            self._append(ATTENTION, self._birth(outputs[0], name), name, **_attention(args))
+            return
+        if name == "rigsize::attention_backward":
+            births = tuple(self._birth(tensor, name) for tensor in outputs)
+            self._append(ATTENTION_BACKWARD, self.storage_of(args[5]), name, outputs=births)
+            return
+        for tensor in outputs:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device:
+                self._allocate(tensor, name, args)
+        figures = KERNELS.get(name)
+        if figures is not None and (found := figures(args, kwargs)) is not None:
+            self._kernel(name, *found)
+
+    def _birth(self, tensor: torch.Tensor, _op: str) -> int:
+        """The id of an attention output; -1 for the empty stand-in of a gradient not asked for."""
+        if tensor.numel() == 0:
+            return -1
+        self._place()  # lets the node serial advance before the birth is dated
+        number = self._follow(tensor.untyped_storage())
+        self._born_at[number] = self._node_serial
+        return number
+
+    def _allocate(self, tensor: torch.Tensor, name: str, args: Any) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._live:
+            return
+        event = self._append(ALLOC, self._follow(storage), name, num_bytes=storage.nbytes())
+        self._born_at[event.storage] = self._node_serial
+        if self.phase == "backward" and name == "aten::add.Tensor" and not self._stack:
+            event.meets = self._waiting_gradient(args, tensor)
+
+    def _waiting_gradient(self, args: Any, total: torch.Tensor) -> int:
+        """The buffered gradient of an addition that the engine, not a formula, issued.
+
+        The engine adds a gradient that came with an earlier node to one that came with the last;
+        the formulas of derivatives add what they made themselves.
+        """
+        first, second = args[0], args[1]
+        if not isinstance(second, torch.Tensor) or first.shape != total.shape:
+            return -1
+        number = self.storage_of(first)
+        return number if 0 < self._born_at.get(number, 0) < self._node_serial else -1
+
+    def _kernel(self, op: str, label: str, numbers: tuple[int, ...]) -> None:
+        if label == "gemm":
+            # One cuBLAS workspace a thread, made at its first product: the forward's and the
+            # autograd thread's.
+            side = "backward" if self.phase == "backward" else "forward"
+            if side in self._gemm_seen:
+                return
+            self._gemm_seen.add(side)
+        self._append(KERNEL, -1, op, label=(label,), numbers=numbers)
+
+
+def _attention(args: Any) -> dict[str, Any]:
+    """The figures of an attention node, split in what varies with the batch and what does not."""
+    q, k, v, mask, dropout, causal, gqa, needs_grad = args
+    kind = "none" if mask is None else "bool" if mask.dtype == torch.bool else "float"
+    mask_shape = (0, 0, 0, 0) if mask is None else (1,) * (4 - mask.dim()) + tuple(mask.shape)
+    numbers = (*q.shape, k.shape[1], k.shape[2], v.shape[3], *mask_shape)
+    dtype = str(q.dtype).removeprefix("torch.")
+    label = (dtype, kind, bool(causal), float(dropout), bool(gqa), bool(needs_grad))
+    return {"numbers": tuple(int(n) for n in numbers), "label": label}
+
+
+def _gemm(_args: Any, _kwargs: Any) -> tuple[str, tuple[int, ...]]:
+    return "gemm", ()
+
+
+def _column_sum(args: Any, _kwargs: Any) -> tuple[str, tuple[int, ...]] | None:
+    """A sum over the leading dimensions, which is what a bias gradient is."""
+    tensor, dims = args[0], args[1] or []
+    reduced = sorted(d % tensor.dim() for d in dims)
+    if not reduced or reduced != list(range(len(reduced))) or len(reduced) == tensor.dim():
+        return None
+    rows = math.prod(tensor.shape[: len(reduced)])
+    return "column_sum", (rows, tensor.numel() // max(rows, 1))
+
+
+def _embedding_backward(args: Any, _kwargs: Any) -> tuple[str, tuple[int, ...]]:
+    grad, indices, num_weights = args[0], args[1], args[2]
+    return "embedding_backward", (indices.numel(), int(num_weights), grad.shape[-1])
+
+
+def _layer_norm_backward(args: Any, _kwargs: Any) -> tuple[str, tuple[int, ...]]:
+    width = math.prod(args[2])
+    return "layer_norm_backward", (args[1].numel() // width, width)
+
+
+KERNELS: dict[str, Callable[[Any, Any], tuple[str, tuple[int, ...]] | None]] = {
+    "aten::mm": _gemm,
+    "aten::addmm": _gemm,
+    "aten::bmm": _gemm,
+    "aten::baddbmm": _gemm,
+    "aten::sum.dim_IntList": _column_sum,
+    "aten::embedding_dense_backward": _embedding_backward,
+    "aten::native_layer_norm_backward": _layer_norm_backward,
+}
+"""Operators whose CUDA kernels allocate what no dispatch mode sees (`memory.kernel_scratch`)."""
+
+
+def join_meeting_gradients(trace: RawTrace) -> RawTrace:
+    """Undoes the additions that only a dispatch mode makes out of place.
+
+    The engine adds into the waiting gradient in place when nobody else holds it
+    (`torch/csrc/autograd/input_buffer.cpp`, `can_accumulate_inplace`), but never while a dispatch
+    mode is active. Such a sum is a birth followed at once by the death of what it was added to.
+    The first two gradients of a parameter that is used more than once meet out of place all the
+    same (measured on CPU, torch 2.13: a tied embedding takes three copies for a moment).
+    """
+    out_of_place = _first_meetings_of_parameters(trace)
+    joined: dict[int, int] = {}
+    events: list[RawEvent] = []
+    skip = -1
+    for index, event in enumerate(trace.events):
+        if index == skip:
+            continue
+        if event.meets >= 0 and event.storage not in out_of_place:
+            following = trace.events[index + 1] if index + 1 < len(trace.events) else None
+            dies = following is not None and following.kind == FREE
+            if dies and following.storage == event.meets:  # type: ignore[union-attr]
+                joined[event.storage] = joined.get(event.meets, event.meets)
+                skip = index + 1
+                continue
+        event.storage = joined.get(event.storage, event.storage)
+        event.outputs = tuple(joined.get(s, s) for s in event.outputs)
+        events.append(event)
+    trace.events = events
+    return trace
+
+
+def _first_meetings_of_parameters(trace: RawTrace) -> set[int]:
+    meets = {event.storage: event.meets for event in trace.events if event.meets >= 0}
+    found = set()
+    for event in trace.events:
+        number = event.storage
+        if event.kind == GRADIENT and number in meets:
+            while meets[number] in meets:
+                number = meets[number]
+            found.add(number)
+    return found
