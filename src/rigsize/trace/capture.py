@@ -11,7 +11,7 @@ import torch
 from rigsize.run.step import StepRecipe, inference_step, micro_step
 from rigsize.trace import fake_accelerator
 from rigsize.trace.autocast import clear_weight_casts
-from rigsize.trace.model import BuildOptions, build, make_batch
+from rigsize.trace.model import BuildOptions, build, make_batch, materialize
 from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_meeting_gradients
 
 
@@ -33,7 +33,7 @@ class Traced:
         self.model = build(config, options)
         self.stacks = find_stacks(self.model)
         with self.mode:
-            self.model.to_empty(device=self.device)
+            materialize(self.model, self.device)
 
     def record(self, sizes: Mapping[str, int], *, padded: bool, hold_output: bool) -> RawTrace:
         """The events of one micro-step (training) or one forward pass (inference)."""

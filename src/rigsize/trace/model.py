@@ -99,6 +99,26 @@ def untie_as_loaded(model: torch.nn.Module, config: Any, options: BuildOptions) 
         head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
 
 
+def materialize(model: torch.nn.Module, device: torch.device) -> None:
+    """Gives every meta parameter and buffer a storage on `device`, tied ones a common one.
+
+    `Module.to_empty` makes a new tensor for each name and so unties what is tied.
+    """
+    moved: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in moved:
+                    empty = torch.empty_like(parameter, device=device)
+                    moved[id(parameter)] = torch.nn.Parameter(empty, parameter.requires_grad)
+                module._parameters[name] = moved[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                if id(buffer) not in moved:
+                    moved[id(buffer)] = torch.empty_like(buffer, device=device)
+                module._buffers[name] = moved[id(buffer)]
+
+
 def make_batch(
     options: BuildOptions, sizes: Mapping[str, int], device: torch.device | str, *, padded: bool
 ) -> dict[str, torch.Tensor]:
