@@ -10,9 +10,9 @@ Left out because they stay under 10 KB: full reductions (norms, means) and row r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Basis = Literal["published", "derived", "assumed"]
+from rigsize.provenance import Basis
 
 KIB = 1 << 10
 MIB = 1 << 20
