@@ -1,0 +1,18 @@
+"""What, how and on what: the three records every question is made of."""
+
+from rigsize.spec.cluster import Cluster
+from rigsize.spec.precision import POLICIES, PrecisionPolicy, find_policy
+from rigsize.spec.strategy import OPTIMIZERS, Strategy
+from rigsize.spec.workload import TASKS, USES, Workload
+
+__all__ = [
+    "OPTIMIZERS",
+    "POLICIES",
+    "TASKS",
+    "USES",
+    "Cluster",
+    "PrecisionPolicy",
+    "Strategy",
+    "Workload",
+    "find_policy",
+]

@@ -1,0 +1,33 @@
+"""The few checks all records share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rigsize.errors import SpecError, nearest
+
+
+def one_of(field: str, value: str, allowed: Iterable[str], hint: str = "") -> None:
+    """Refuses a word that is not in the list, with the nearest that is."""
+    names = tuple(allowed)
+    if value not in names:
+        raise SpecError(
+            "unknown value",
+            field=field,
+            value=value,
+            allowed=names,
+            nearest=nearest(value, names),
+            hint=hint,
+        )
+
+
+def integer(field: str, value: object, low: int, high: int, hint: str = "") -> None:
+    """Refuses what is not a whole number between the bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SpecError(
+            "not a number in range",
+            field=field,
+            value=value,
+            allowed=(f"a whole number from {low:,} to {high:,}",),
+            hint=hint,
+        )

@@ -1,0 +1,276 @@
+"""A profile: one step's events with sizes as expressions, blocks once per kind. No torch here.
+
+A `Body` is the step in one domain of sizes: templates (a segment's events), and the schedule
+that says which template runs when in the traced, shallow model. `Profile.schedule` tiles it to
+full depth. Storages are named by the group that bore them (0 outside the layers, else a layer)
+and their ordinal there, so that a template reads the same in every layer:
+
+    ("own", n)           the n-th storage of this group
+    ("global", n)        of group 0
+    ("near", d, n)       of the layer d places away in the same stack
+    ("end", k, e, n)     of the first (e=0) or last (e=1) layer of stack k
+    ("kept", name)       a parameter, buffer or input
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rigsize.trace.sizes import Expression
+
+SCHEMA_VERSION = 1
+
+Ref = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceKey:
+    """What a trace depends on; everything else transforms the Program."""
+
+    config_digest: str
+    task: str
+    use: str
+    """training or inference."""
+    compute: str
+    """fp32, amp or half."""
+    attention: str
+    """sdpa or eager; flash is traced as sdpa and lowered to its kernel."""
+    padded: bool
+    recompute: bool
+    device: str
+    """accelerator (dispatch as on a GPU) or cpu."""
+    num_labels: int
+    hold_output: bool
+
+    def text(self) -> str:
+        """A file name."""
+        flags = ("padded" if self.padded else "unpadded", "recompute" if self.recompute else "keep")
+        held = "held" if self.hold_output else "freed"
+        parts = (self.config_digest, self.task, self.use, self.compute, self.attention, *flags)
+        return "-".join((*parts, held, self.device, str(self.num_labels)))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a template."""
+
+    kind: str
+    """alloc, free, kernel, attention, attention_backward or gradient."""
+    ref: Ref | None
+    op: str = ""
+    module: str = ""
+    size: Expression = ()
+    """Bytes of an alloc."""
+    numbers: tuple[Expression, ...] = ()
+    """Sizes of a kernel or an attention node (`trace.recorder`)."""
+    label: tuple[Any, ...] = ()
+    outputs: tuple[Ref | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A parameter, buffer or input."""
+
+    name: str
+    """`*` stands for the layer's number in a name that belongs to a layer."""
+    size: Expression
+    """Bytes in the traced dtype."""
+    shape: tuple[int, ...]
+    """Of parameters and buffers; empty for inputs."""
+    itemsize: int
+    group: int
+    """0, or the traced layer (from 1) that owns it."""
+    trainable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The step in the domains that share one sequence of events."""
+
+    templates: tuple[tuple[Event, ...], ...]
+    births: tuple[int, ...]
+    """Storages born per traced group, 0 first."""
+    schedule: tuple[tuple[str, int, int], ...]
+    """(phase, traced group, template) in the order of the traced, shallow model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Everything a Program needs of the model, for all proved domains."""
+
+    key: TraceKey
+    versions: dict[str, str]
+    representative: tuple[tuple[int, ...], ...]
+    """Per stack: for each full layer, the traced layer (from 0 within the stack) it is tiled from."""
+    stack_paths: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    bodies: tuple[Body, ...]
+    domains: dict[str, int]
+    """Domain label (`trace.domains`) to index in `bodies`."""
+
+    def traced_layers(self) -> list[list[int]]:
+        """Group numbers of the traced layers, per stack."""
+        numbers, start = [], 1
+        for stack in self.representative:
+            depth = len(set(stack))
+            numbers.append(list(range(start, start + depth)))
+            start += depth
+        return numbers
+
+    def full_layers(self) -> list[tuple[int, int, int]]:
+        """For every full layer in order: (stack, index in the stack, traced group)."""
+        starts = [group[0] if group else 0 for group in self.traced_layers()]
+        return [
+            (k, i, starts[k] + traced)
+            for k, stack in enumerate(self.representative)
+            for i, traced in enumerate(stack)
+        ]
+
+    def full_tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+        """(full name, tensor, full group) in registration order, layers tiled."""
+        layers = self.full_layers()
+        by_group: dict[int, list[Tensor]] = {}
+        for tensor in self.tensors:
+            by_group.setdefault(tensor.group, []).append(tensor)
+        done: set[int] = set()
+        stack_of = {g: k for k, groups in enumerate(self.traced_layers()) for g in groups}
+        for tensor in self.tensors:
+            if tensor.group == 0:
+                yield tensor.name, tensor, 0
+                continue
+            stack = stack_of[tensor.group]
+            if stack in done:
+                continue
+            done.add(stack)
+            for full, (k, index, traced) in enumerate(layers, start=1):
+                if k == stack:
+                    for member in by_group.get(traced, ()):
+                        yield member.name.replace("*", str(index), 1), member, full
+
+
+def pack(profile: Profile) -> bytes:
+    """A profile as compressed JSON with its repeated strings and sizes in tables."""
+    tables = _Tables()
+    bodies = [
+        {
+            "templates": [[tables.event(e) for e in template] for template in body.templates],
+            "births": body.births,
+            "schedule": body.schedule,
+        }
+        for body in profile.bodies
+    ]
+    key = profile.key
+    document = {
+        "schema": SCHEMA_VERSION,
+        "key": [getattr(key, name) for name in TraceKey.__slots__],
+        "versions": profile.versions,
+        "representative": [_runs(stack) for stack in profile.representative],
+        "stack_paths": profile.stack_paths,
+        "tensors": [
+            [t.name, tables.size(t.size), t.shape, t.itemsize, t.group, int(t.trainable)]
+            for t in profile.tensors
+        ],
+        "bodies": bodies,
+        "domains": profile.domains,
+        "strings": list(tables.strings),
+        "sizes": [[x for term in size for x in term] for size in tables.sizes],
+    }
+    return zlib.compress(json.dumps(document, separators=(",", ":")).encode(), 9)
+
+
+def unpack(data: bytes) -> Profile:
+    """The inverse of `pack`."""
+    document = json.loads(zlib.decompress(data))
+    strings = document["strings"]
+    sizes = [tuple(zip(flat[::2], flat[1::2], strict=True)) for flat in document["sizes"]]
+    cache: dict[str, Event] = {}
+
+    def event(row: list[Any]) -> Event:
+        text = repr(row)
+        if text not in cache:
+            kind, ref, op, module, size, numbers, label, outputs = row
+            cache[text] = Event(
+                strings[kind],
+                _to_ref(ref, strings),
+                strings[op],
+                strings[module],
+                sizes[size],
+                tuple(sizes[n] for n in numbers),
+                tuple(label),
+                tuple(_to_ref(r, strings) for r in outputs),
+            )
+        return cache[text]
+
+    return Profile(
+        key=TraceKey(*document["key"]),
+        versions=document["versions"],
+        representative=tuple(tuple(_unrun(runs)) for runs in document["representative"]),
+        stack_paths=tuple(document["stack_paths"]),
+        tensors=tuple(
+            Tensor(name, sizes[size], tuple(shape), itemsize, group, bool(trainable))
+            for name, size, shape, itemsize, group, trainable in document["tensors"]
+        ),
+        bodies=tuple(
+            Body(
+                tuple(tuple(event(row) for row in template) for template in body["templates"]),
+                tuple(body["births"]),
+                tuple((p, g, t) for p, g, t in body["schedule"]),
+            )
+            for body in document["bodies"]
+        ),
+        domains=document["domains"],
+    )
+
+
+class _Tables:
+    def __init__(self) -> None:
+        self.strings: dict[str, int] = {}
+        self.sizes: dict[Expression, int] = {}
+
+    def string(self, text: str) -> int:
+        return self.strings.setdefault(text, len(self.strings))
+
+    def size(self, size: Expression) -> int:
+        return self.sizes.setdefault(size, len(self.sizes))
+
+    def ref(self, ref: Ref | None) -> list[Any] | None:
+        return None if ref is None else [self.string(ref[0]), *ref[1:]]
+
+    def event(self, event: Event) -> list[Any]:
+        return [
+            self.string(event.kind),
+            self.ref(event.ref),
+            self.string(event.op),
+            self.string(event.module),
+            self.size(event.size),
+            [self.size(n) for n in event.numbers],
+            event.label,
+            [self.ref(r) for r in event.outputs],
+        ]
+
+
+def _to_ref(row: list[Any] | None, strings: list[str]) -> Ref | None:
+    return None if row is None else (strings[row[0]], *row[1:])
+
+
+def _runs(values: tuple[int, ...]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += 1
+        else:
+            runs.append([value, 1])
+    return runs
+
+
+def _unrun(runs: list[list[int]]) -> list[int]:
+    return [value for value, count in runs for _ in range(count)]
+
+
+def describe(domains: Mapping[str, int]) -> str:
+    """The proved domains in words, for messages."""
+    return ", ".join(sorted(domains))

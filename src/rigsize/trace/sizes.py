@@ -1,0 +1,114 @@
+"""Sizes as expressions in the batch: fitted to sampled traces, exact or refused.
+
+Symbols: B texts, S tokens a text, T target tokens (sequence-to-sequence only). An expression is a
+sum of integer multiples of monomials; nearly every storage of a transformer is one monomial. A
+fit has as few terms as possible and must hold at every sampled point, so a single term is proved
+by all points but one. No torch here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+
+MONOMIALS: dict[str, Callable[[int, int, int], int]] = {
+    "1": lambda B, S, T: 1,
+    "B": lambda B, S, T: B,
+    "S": lambda B, S, T: S,
+    "BS": lambda B, S, T: B * S,
+    "BSS": lambda B, S, T: B * S * S,
+    "SS": lambda B, S, T: S * S,
+    "BB": lambda B, S, T: B * B,
+    "T": lambda B, S, T: T,
+    "BT": lambda B, S, T: B * T,
+    "BTT": lambda B, S, T: B * T * T,
+    "BST": lambda B, S, T: B * S * T,
+    "TT": lambda B, S, T: T * T,
+    "ST": lambda B, S, T: S * T,
+    # Kernels and masks that pad a length: to 8 elements, to 64 or 128 positions.
+    "B.S8": lambda B, S, T: B * _up(S, 8),
+    "BS.S8": lambda B, S, T: B * S * _up(S, 8),
+    "B.S64": lambda B, S, T: B * _up(S, 64),
+    "B.S128": lambda B, S, T: B * _up(S, 128),
+    "B.S128.S128": lambda B, S, T: B * _up(S, 128) ** 2,
+}
+MAX_TERMS = 3
+
+Expression = tuple[tuple[int, str], ...]
+"""((coefficient, monomial), ...)."""
+Point = Mapping[str, int]
+
+
+class NotFitted(ValueError):
+    """No expression over the monomials holds at every sampled point."""
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def monomials_at(point: Point) -> dict[str, int]:
+    """The value of every monomial at one point {B, S, T}."""
+    B, S, T = point["B"], point["S"], point.get("T", 0)
+    return {name: value(B, S, T) for name, value in MONOMIALS.items()}
+
+
+def evaluate(expression: Expression, values: Mapping[str, int]) -> int:
+    """The expression at the point whose monomials are `values`."""
+    return sum(coefficient * values[name] for coefficient, name in expression)
+
+
+def fit(samples: Sequence[int], points: Sequence[Mapping[str, int]]) -> Expression:
+    """The expression with the fewest terms that gives `samples[i]` at `points[i]`.
+
+    `points` are already turned into monomial values. Raises NotFitted.
+    """
+    if not any(samples):
+        return ()
+    for terms in range(1, min(MAX_TERMS, len(points) - 1) + 1):
+        for names in itertools.combinations(_distinct(points), terms):
+            found = _solve(samples, points, names)
+            if found is not None:
+                return found
+    raise NotFitted(f"sizes {list(samples)}")
+
+
+def _distinct(points: Sequence[Mapping[str, int]]) -> list[str]:
+    """Monomials that differ at the sampled points, the simplest of equals first."""
+    seen: set[tuple[int, ...]] = set()
+    names = []
+    for name in MONOMIALS:
+        column = tuple(point[name] for point in points)
+        if any(column) and column not in seen:
+            seen.add(column)
+            names.append(name)
+    return names
+
+
+def _solve(
+    samples: Sequence[int], points: Sequence[Mapping[str, int]], names: tuple[str, ...]
+) -> Expression | None:
+    size = len(names)
+    rows = [[Fraction(p[n]) for n in names] + [Fraction(s)] for p, s in zip(points, samples)]
+    solution = _gauss([row[:] for row in rows[:size]], size)
+    if solution is None or any(c.denominator != 1 or c == 0 for c in solution):
+        return None
+    for row in rows[size:]:
+        if sum(c * x for c, x in zip(solution, row)) != row[-1]:
+            return None
+    return tuple((int(c), n) for c, n in zip(solution, names))
+
+
+def _gauss(rows: list[list[Fraction]], size: int) -> list[Fraction] | None:
+    for column in range(size):
+        pivot = next((r for r in range(column, size) if rows[r][column] != 0), None)
+        if pivot is None:
+            return None
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        rows[column] = [x / rows[column][column] for x in rows[column]]
+        for r in range(size):
+            if r != column and rows[r][column] != 0:
+                factor = rows[r][column]
+                rows[r] = [x - factor * y for x, y in zip(rows[r], rows[column])]
+    return [rows[i][-1] for i in range(size)]
