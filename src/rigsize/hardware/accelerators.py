@@ -52,7 +52,8 @@ START_CONTEXT = Sourced(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Rows are compared by identity: there is one object a row, and it may key a cache.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Accelerator:
     """One device of a product; a board with two dies is two of these."""
 

@@ -19,6 +19,7 @@ __all__ = [
     "architecture_of",
     "check_task",
     "default_task",
+    "heads_of",
     "max_positions",
     "tasks_of",
 ]
@@ -31,6 +32,15 @@ TASKS = (
     "seq2seq-lm",
     "embedding",
 )
+
+_AUTO_CLASS = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "masked-lm": "AutoModelForMaskedLM",
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "embedding": "AutoModel",
+}
 
 # Their position ids start behind the padding id, so the first rows of the table are never used:
 # XLM-R has 514 rows for 512 tokens.
@@ -65,9 +75,18 @@ def tasks_of(model_type: str) -> tuple[str, ...]:
     return tuple(task for task in TASKS if task in heads)
 
 
+def heads_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Class name by task, from the repository's own code where transformers has none."""
+    known = architecture_of(config["model_type"])
+    remote = config.get("auto_map")
+    if known or not isinstance(remote, Mapping):
+        return known
+    return {task: str(remote[auto]) for task, auto in _AUTO_CLASS.items() if auto in remote}
+
+
 def default_task(config: Mapping[str, Any]) -> str:
     """What one usually does with it: encoders classify, decoders and pairs generate."""
-    tasks = tasks_of(config["model_type"])
+    tasks = heads_of(config)
     order = ["seq2seq-lm", "sequence-classification", "causal-lm", "embedding"]
     if "masked-lm" not in tasks or config.get("is_decoder"):
         order = ["seq2seq-lm", "causal-lm", "sequence-classification", "embedding"]
@@ -80,11 +99,11 @@ def default_task(config: Mapping[str, Any]) -> str:
 def check_task(config: Mapping[str, Any], task: str) -> str:
     """The class that does ``task``; an architecture without such a head is refused."""
     model_type = config["model_type"]
-    heads = architecture_of(model_type)
+    heads = heads_of(config)
     if task in heads:
         return heads[task]
     problem = f"{model_type} has no head for it" if task in TASKS else "no such task"
-    allowed = tasks_of(model_type)
+    allowed = [name for name in TASKS if name in heads]
     raise SpecError("task", task, problem, allowed=allowed, nearest=nearest(task, allowed))
 
 

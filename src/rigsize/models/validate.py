@@ -53,6 +53,8 @@ _NEVER_NULL = frozenset(
     "hidden_size d_model n_embd dim num_hidden_layers n_layer n_layers num_layers "
     "num_attention_heads n_head n_heads num_heads vocab_size".split()
 )
+# None at all is a model too: DeBERTa has no token types, a dense model no experts.
+_MAY_BE_ZERO = frozenset("type_vocab_size num_experts num_local_experts n_routed_experts".split())
 # Each projection is cut into heads here, and no separate head_dim can be given.
 _HEADS_DIVIDE_HIDDEN = frozenset(
     "albert bart bert bloom camembert deberta deberta-v2 distilbert electra eurobert falcon gpt2 "
@@ -197,17 +199,19 @@ def _check_sizes(part: Mapping[str, Any], path: str) -> None:
             continue
         # Some architectures give a size a layer; each one is checked.
         for size in value if isinstance(value, list) and value else [value]:
-            if isinstance(size, bool) or not isinstance(size, int):
-                allowed = (f"an integer from 1 to {largest:,}",)
-                raise SpecError(f"{path}{key}", size, "not an integer", allowed=allowed)
-            if not 1 <= size <= largest:
-                allowed = (f"1 to {largest:,}",)
-                raise SpecError(f"{path}{key}", size, "out of range", allowed=allowed)
+            _check_size(f"{path}{key}", size, 0 if key in _MAY_BE_ZERO else 1, largest)
+
+
+def _check_size(field: str, size: object, smallest: int, largest: int) -> None:
+    allowed = (f"an integer from {smallest} to {largest:,}",)
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise SpecError(field, size, "not an integer", allowed=allowed)
+    if not smallest <= size <= largest:
+        raise SpecError(field, size, "out of range", allowed=allowed)
 
 
 def _check_heads(part: Mapping[str, Any], path: str, model_type: str) -> None:
-    heads_and_groups = part.get("num_attention_heads"), part.get("num_key_value_heads")
-    heads, groups = heads_and_groups
+    heads, groups = part.get("num_attention_heads"), part.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         allowed = (f"a divisor of num_attention_heads = {heads}",)
         raise SpecError(f"{path}num_key_value_heads", groups, "unusable", allowed=allowed)
