@@ -12,9 +12,9 @@ def one_of(field: str, value: str, allowed: Iterable[str], hint: str = "") -> No
     names = tuple(allowed)
     if value not in names:
         raise SpecError(
+            field,
+            value,
             "unknown value",
-            field=field,
-            value=value,
             allowed=names,
             nearest=nearest(value, names),
             hint=hint,
@@ -25,9 +25,9 @@ def integer(field: str, value: object, low: int, high: int, hint: str = "") -> N
     """Refuses what is not a whole number between the bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise SpecError(
+            field,
+            value,
             "not a number in range",
-            field=field,
-            value=value,
             allowed=(f"a whole number from {low:,} to {high:,}",),
             hint=hint,
         )
