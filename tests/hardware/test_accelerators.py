@@ -119,9 +119,9 @@ def test_cpu_is_a_row_without_a_device_memory() -> None:
     assert [row for row in ROWS if row.is_cpu] == [cpu]
 
 
-def test_nothing_is_measured_yet() -> None:
-    # The start value gives way row by row to Records; this test goes with the first of them.
-    assert all(row.context_bytes is START_CONTEXT for row in ROWS)
+def test_context_nobody_measured_is_the_start_value() -> None:
+    assert find_accelerator("Gaudi3").context_bytes is START_CONTEXT
+    assert START_CONTEXT.basis == "assumed"
 
 
 def test_unknown_raises_with_the_nearest() -> None:
