@@ -34,10 +34,14 @@ class Depth:
     """The reduced config."""
     representative: tuple[tuple[int, ...], ...]
     """Per stack, for every layer of the full model the traced layer (from 0) that stands for it."""
+    depths: tuple[int, ...]
+    """Per stack, how many layers are traced."""
+    contexts: tuple[int, ...]
+    """For every traced layer, stacks one after another, the number of its context."""
 
     @property
     def reduced(self) -> bool:
-        return any(len(set(stack)) < len(stack) for stack in self.representative)
+        return any(n < len(stack) for n, stack in zip(self.depths, self.representative))
 
 
 def reduce_depth(values: Mapping[str, Any], full: Mapping[str, Any], radius: int = 1) -> Depth:
@@ -47,19 +51,29 @@ def reduce_depth(values: Mapping[str, Any], full: Mapping[str, Any], radius: int
     """
     config = copy.deepcopy(dict(values))
     stacks = _stacks(full)
-    if radius == 0 or not stacks:
-        kept = [tuple(range(depth)) for _, depth in stacks]
-        return Depth(config, tuple(kept))
+    if radius == 0:
+        kept = tuple(tuple(range(depth)) for _, depth in stacks)
+        depths = tuple(depth for _, depth in stacks)
+        return Depth(config, kept, depths, tuple(range(sum(depths))))
     representative = []
+    contexts: dict[Any, int] = {}
+    numbers: list[int] = []
+    depths: list[int] = []
     for fields, depth in stacks:
         kinds = _kinds(full, depth)
         chosen = shorten(kinds, radius)
+        depths.append(len(chosen))
         for name in fields:
             config[name] = len(chosen)
         if len(chosen) < depth:
             _subset_layer_settings(config, full, depth, chosen)
         representative.append(_represent(kinds, chosen, radius))
-    return Depth(config, tuple(representative))
+        for context in _contexts([kinds[i] for i in chosen], radius):
+            contexts.setdefault((fields[0], context), len(contexts))
+        numbers += [
+            contexts[fields[0], c] for c in _contexts([kinds[i] for i in chosen], radius)
+        ]
+    return Depth(config, tuple(representative), tuple(depths), tuple(numbers))
 
 
 def _stacks(full: Mapping[str, Any]) -> list[tuple[list[str], int]]:

@@ -11,6 +11,7 @@ from rigsize.trace.recorder import (
     ALLOC,
     ATTENTION,
     ATTENTION_BACKWARD,
+    FREE,
     KIND_NAMES,
     RawEvent,
     RawTrace,
@@ -45,20 +46,24 @@ def fold(
     for other, point in zip(traces[1:], points[1:], strict=True):
         if shape_of(other) != shape_of(first):
             raise NotFolded(f"other events at {dict(point)} than at {dict(points[0])}")
+    for trace in traces:
+        _give_back_layer_deaths(trace, stacks)
     names = _Namer(first, stacks)
     sizes = _Sizes(traces, points)
     segments = _segments(first.events)
     templates: list[tuple[Event, ...]] = []
     seen: dict[tuple[Any, ...], int] = {}
-    by_context: dict[tuple[int, str], int] = {}
+    by_context: dict[tuple[int, str, int], int] = {}
     schedule = []
+    passes: dict[tuple[int, str], int] = {}
     for phase, group, indices in segments:
         template = tuple(_event(first, i, names, sizes) for i in indices)
         number = seen.setdefault(template, len(templates))
         if number == len(templates):
             templates.append(template)
         if group:
-            known = by_context.setdefault((contexts[group], phase), number)
+            turn = passes[group, phase] = passes.get((group, phase), 0) + 1
+            known = by_context.setdefault((contexts[group], phase, turn), number)
             if known != number:
                 raise NotFolded(
                     f"layers of one context differ: {_difference(templates[known], template)}"
@@ -84,20 +89,56 @@ def _segments(events: Sequence[RawEvent]) -> list[tuple[str, int, list[int]]]:
     return segments
 
 
-def _check_order(schedule: Sequence[tuple[str, int, int]], stacks: Sequence[Any]) -> None:
-    """Every stack is passed once forward, ascending, and once backward, descending, unbroken."""
-    start = 1
-    for path, depth in stacks:
-        layers = list(range(start, start + depth))
+def _give_back_layer_deaths(trace: RawTrace, stacks: Sequence[tuple[str, int]]) -> None:
+    """Deaths of many layers' storages outside the layers count for the layers that bore them.
+
+    At the end of an autocast region the cast of every layer's bias dies; told from outside the
+    layers the number of such events would depend on the depth.
+    """
+    owner = {e.storage: e.group for e in trace.events if e.kind in (ALLOC, ATTENTION)}
+    ends, start = {0}, 1
+    for _, depth in stacks:
+        ends |= {start, start + 1, start + depth - 2, start + depth - 1}
         start += depth
-        for phase, order in (("forward", layers), ("backward", layers[::-1])):
-            found = [(i, g) for i, (p, g, _) in enumerate(schedule) if p == phase and g in layers]
-            if not found and phase == "backward":
-                continue
-            groups = [g for _, g in found]
-            positions = [i for i, _ in found]
-            if groups != order or positions != list(range(positions[0], positions[0] + depth)):
-                raise NotFolded(f"{path} runs {phase} in the order {groups[:12]}")
+    run: list[RawEvent] = []
+    for event in [*trace.events, None]:
+        if event is not None and event.kind == FREE and event.group == 0:
+            run.append(event)
+            continue
+        if any(owner.get(e.storage, 0) not in ends for e in run):
+            for death in run:
+                death.group = owner.get(death.storage, 0)
+        run = []
+
+
+def passes_of(
+    schedule: Sequence[tuple[str, int, int]], layers: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(start, end) in the schedule of every unbroken passage through a stack's layers.
+
+    Raises NotFolded if the layers run otherwise than in full passes up or down.
+    """
+    groups = [group for _, group, _ in schedule]
+    found, index = [], 0
+    while index < len(groups):
+        if groups[index] not in layers:
+            index += 1
+            continue
+        passage = groups[index : index + len(layers)]
+        if passage not in (list(layers), list(layers)[::-1]):
+            raise NotFolded(f"layers run in the order {groups[index : index + 12]}")
+        if len({phase for phase, _, _ in schedule[index : index + len(layers)]}) > 1:
+            raise NotFolded("a passage through the layers spans two phases")
+        found.append((index, index + len(layers)))
+        index += len(layers)
+    return found
+
+
+def _check_order(schedule: Sequence[tuple[str, int, int]], stacks: Sequence[Any]) -> None:
+    start = 1
+    for _, depth in stacks:
+        passes_of(schedule, range(start, start + depth))
+        start += depth
 
 
 class _Namer:
@@ -141,8 +182,11 @@ class _Namer:
         if group and self.stack_of[group] == stack and abs(owner - group) == 1:
             return ("near", owner - group, ordinal)
         first, last = self.ends[stack]
-        if owner in (first, last):
-            return ("end", stack, int(owner == last), ordinal)
+        reach = 0 if group else 1  # a loop's variable may still hold what the layer before left
+        if last - reach <= owner:
+            return ("end", stack, 1, owner - last, ordinal)
+        if owner <= first + reach:
+            return ("end", stack, 0, owner - first, ordinal)
         raise NotFolded(f"layer {group} reaches into layer {owner}")
 
     def module(self, name: str) -> str:

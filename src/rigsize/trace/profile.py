@@ -8,7 +8,7 @@ and their ordinal there, so that a template reads the same in every layer:
     ("own", n)           the n-th storage of this group
     ("global", n)        of group 0
     ("near", d, n)       of the layer d places away in the same stack
-    ("end", k, e, n)     of the first (e=0) or last (e=1) layer of stack k
+    ("end", k, e, d, n)  of the layer d places from the first (e=0) or last (e=1) of stack k
     ("kept", name)       a parameter, buffer or input
 """
 
@@ -106,6 +106,8 @@ class Profile:
     versions: dict[str, str]
     representative: tuple[tuple[int, ...], ...]
     """Per stack: for each full layer, the traced layer (from 0 within the stack) it is tiled from."""
+    traced_depths: tuple[int, ...]
+    """Per stack: layers of the traced model."""
     stack_paths: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     bodies: tuple[Body, ...]
@@ -115,8 +117,7 @@ class Profile:
     def traced_layers(self) -> list[list[int]]:
         """Group numbers of the traced layers, per stack."""
         numbers, start = [], 1
-        for stack in self.representative:
-            depth = len(set(stack))
+        for depth in self.traced_depths:
             numbers.append(list(range(start, start + depth)))
             start += depth
         return numbers
@@ -169,6 +170,7 @@ def pack(profile: Profile) -> bytes:
         "key": [getattr(key, name) for name in TraceKey.__slots__],
         "versions": profile.versions,
         "representative": [_runs(stack) for stack in profile.representative],
+        "traced_depths": profile.traced_depths,
         "stack_paths": profile.stack_paths,
         "tensors": [
             [t.name, tables.size(t.size), t.shape, t.itemsize, t.group, int(t.trainable)]
@@ -209,6 +211,7 @@ def unpack(data: bytes) -> Profile:
         key=TraceKey(*document["key"]),
         versions=document["versions"],
         representative=tuple(tuple(_unrun(runs)) for runs in document["representative"]),
+        traced_depths=tuple(document["traced_depths"]),
         stack_paths=tuple(document["stack_paths"]),
         tensors=tuple(
             Tensor(name, sizes[size], tuple(shape), itemsize, group, bool(trainable))

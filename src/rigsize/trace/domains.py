@@ -1,0 +1,83 @@
+"""Domains of sizes: where one sequence of events was proved. No torch here.
+
+Batch 1 is another graph in most decoders; lengths that are no multiple of 8 pad their masks; past
+a sliding window another mask is made. A label names the cell of this grid a size falls in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+THRESHOLDS = (
+    "sliding_window",
+    "window_size",
+    "local_attention",
+    "original_max_position_embeddings",
+    "attention_chunk_size",
+)
+_ALIGNED = {
+    "S": (64, 104, 152, 232, 88, 40, 120, 72, 48, 24, 16, 8),
+    "T": (48, 72, 40, 120, 96, 104, 24, 56, 80, 32, 16, 8),
+}
+_UNALIGNED = {
+    "S": (37, 75, 101, 61, 117, 53, 29, 91, 13, 7, 5, 3),
+    "T": (29, 45, 83, 51, 19, 59, 35, 11, 67, 9, 5, 3),
+}
+_BATCHES = (2, 3, 5, 4, 7)
+
+
+def thresholds(config: Mapping[str, Any], max_positions: int | None) -> tuple[int, ...]:
+    """Lengths past which the model takes another path, ascending."""
+    limit = max_positions or 1 << 62
+    if config.get("use_sliding_window") is False:
+        config = {k: v for k, v in config.items() if k != "sliding_window"}
+    found = {config.get(name) for name in THRESHOLDS}
+    return tuple(sorted(t for t in found if isinstance(t, int) and 0 < t < limit))
+
+
+def label(point: Mapping[str, int], limits: tuple[int, ...]) -> str:
+    """The domain a size falls in: `bN.s8.0`."""
+    B, S, T = point["B"], point["S"], point.get("T", 0)
+    passed = sum(S > limit for limit in limits)
+    return f"{'b1' if B == 1 else 'bN'}.{'s8' if S % 8 == 0 and T % 8 == 0 else 'sx'}.{passed}"
+
+
+def all_labels(limits: tuple[int, ...]) -> list[str]:
+    """Every domain, the most used first."""
+    cells = ("bN.s8", "b1.s8", "bN.sx", "b1.sx")
+    return [f"{cell}.{n}" for n in range(len(limits) + 1) for cell in cells]
+
+
+def sample_points(
+    name: str, limits: tuple[int, ...], max_positions: int | None, *, target: bool, count: int
+) -> list[dict[str, int]]:
+    """Up to `count` sizes in a domain, unlike enough that no two monomials agree on them."""
+    batch, alignment, passed = name.split(".")
+    table = _ALIGNED if alignment == "s8" else _UNALIGNED
+    low = limits[int(passed) - 1] if int(passed) else 0
+    high = limits[int(passed)] if int(passed) < len(limits) else 1 << 62
+    high = min(high, max_positions or high)
+    shift = -(-low // 8) * 8
+    lengths = [s + shift for s in table["S"] if low < s + shift <= high]
+    points = []
+    for index, length in enumerate(lengths[:count]):
+        point = {"B": 1 if batch == "b1" else _BATCHES[index % 5], "S": length}
+        if target:
+            point["T"] = table["T"][index]
+        points.append(point)
+    return points
+
+
+def proof_points(
+    name: str, limits: tuple[int, ...], max_positions: int | None, *, target: bool
+) -> list[dict[str, int]]:
+    """Three sizes that no fit has seen; one of 4,096 tokens where the model allows it."""
+    seen = sample_points(name, limits, max_positions, target=target, count=5)
+    every = sample_points(name, limits, max_positions, target=target, count=12)
+    points = every[len(seen) :][:3]
+    low = limits[int(name[-1]) - 1] if int(name[-1]) else 0
+    high = limits[int(name[-1])] if int(name[-1]) < len(limits) else max_positions or 1 << 62
+    if low < 4096 <= min(high, max_positions or high) and points and ".s8." in name:
+        points[0] = {**points[0], "S": 4096}
+    return points
