@@ -12,7 +12,7 @@ from rigsize.run.step import StepRecipe, inference_step, micro_step
 from rigsize.trace import fake_accelerator
 from rigsize.trace.autocast import clear_weight_casts
 from rigsize.trace.model import BuildOptions, build, make_batch, materialize
-from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_meeting_gradients
+from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_additions
 
 
 class Traced:
@@ -66,7 +66,7 @@ class Traced:
                     hook.remove()
                 self.model.zero_grad(set_to_none=True)
                 clear_weight_casts()
-        return join_meeting_gradients(recorder.trace)
+        return join_additions(recorder.trace)
 
     def _adopt(self, recorder: Recorder, batch: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in self.model.named_parameters():

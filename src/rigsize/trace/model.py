@@ -20,8 +20,10 @@ AUTO_CLASSES = {
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "embedding": "AutoModel",
 }
-ATTENTION_INTERFACES = {"sdpa": "sdpa", "eager": "eager", "flash": "sdpa"}
-"""`flash` is SDPA with the kernel named in Program: same shapes, and no package to install."""
+ATTENTION_INTERFACES = {"sdpa": None, "eager": "eager", "flash": None}
+"""None is transformers' own choice: SDPA where the family has it (DeBERTa, MPNet, BLOOM, Gemma 2
+have not), else eager. `flash` is SDPA with the kernel named in Program: same shapes, and no package
+to install."""
 
 DTYPES = {"fp32": torch.float32, "amp": torch.float32, "half": torch.bfloat16}
 

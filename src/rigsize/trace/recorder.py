@@ -20,6 +20,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rigsize.trace.masks import KnownOnes, answered
+from rigsize.trace.ownership import counts_of_sole_owner, engine_may_add_into
+
 ALLOC, FREE, KERNEL, ATTENTION, ATTENTION_BACKWARD, GRADIENT = range(6)
 KIND_NAMES = ("alloc", "free", "kernel", "attention", "attention_backward", "gradient")
 
@@ -47,7 +50,7 @@ class RawEvent:
     outputs: tuple[int, ...] = ()
     """ATTENTION_BACKWARD: storages of dq, dk, dv, dbias (-1: none)."""
     meets: int = -1
-    """ALLOC of a sum of two gradients: the storage of the one that waited in the buffer."""
+    """ALLOC of a sum that is made in place where no dispatch mode looks: the storage of that."""
 
 
 @dataclass(slots=True)
@@ -125,6 +128,9 @@ class Recorder(TorchDispatchMode):
         self._last_node: Any = None
         self._born_at: dict[int, int] = {}
         self._gemm_seen: set[str] = set()
+        self._math_attention_since = -1
+        self._ones = KnownOnes()
+        self._sole_owner = counts_of_sole_owner()  # before the step: it runs a small one itself
 
     def set_phase(self, phase: str) -> None:
         """Called by the step function at its own seams."""
@@ -168,9 +174,39 @@ class Recorder(TorchDispatchMode):
 
         torch.nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
-            yield
+            with self._watch_math_attention(), answered(self._is_ones, self._is_given):
+                yield
         finally:
             torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def _watch_math_attention(self) -> Iterator[None]:
+        """Attention in plain operators adds its mask in place, but not under a dispatch mode.
+
+        `_scaled_dot_product_attention_math` of `aten/src/ATen/native/transformers/attention.cpp`
+        asks `areAnyTensorSubclassLike`. What is born after `_math_attention_since` belongs to it.
+        """
+        functional: Any = torch.nn.functional
+        original = functional.scaled_dot_product_attention
+
+        def attention(*args: Any, **kwargs: Any) -> Any:
+            self._math_attention_since = self._next
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._math_attention_since = -1
+
+        functional.scaled_dot_product_attention = attention
+        try:
+            yield
+        finally:
+            functional.scaled_dot_product_attention = original
+
+    def _is_ones(self, mask: torch.Tensor) -> bool:
+        return self.storage_of(mask) in self._ones
+
+    def _is_given(self, tensor: torch.Tensor) -> bool:
+        return self.storage_of(tensor) in self.trace.persistent
 
     def adopt(self, tensor: torch.Tensor, label: str) -> None:
         """A tensor that lives before the step: a parameter, a buffer, an input."""
@@ -249,23 +285,46 @@ class Recorder(TorchDispatchMode):
     def _allocate(self, tensor: torch.Tensor, name: str, args: Any) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata in self._live:
+            if name.partition(".")[0].endswith("_"):
+                self._ones.written(self._live[storage._cdata])
             return
         event = self._append(ALLOC, self._follow(storage), name, num_bytes=storage.nbytes())
         self._born_at[event.storage] = self._node_serial
-        if self.phase == "backward" and name == "aten::add.Tensor" and not self._stack:
-            event.meets = self._waiting_gradient(args, tensor)
+        operator = name.partition(".")[0]
+        first = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        self._ones.born(operator, self.storage_of(first), event.storage)
+        if name == "aten::add.Tensor":
+            event.meets = self._added_into(args[0], args[1], tensor)
+        elif operator in WRITTEN_IN_PLACE and self._written_into(args[0]):
+            event.meets = self.storage_of(args[0])
 
-    def _waiting_gradient(self, args: Any, total: torch.Tensor) -> int:
-        """The buffered gradient of an addition that the engine, not a formula, issued.
-
-        The engine adds a gradient that came with an earlier node to one that came with the last;
-        the formulas of derivatives add what they made themselves.
-        """
-        first, second = args[0], args[1]
+    def _added_into(self, first: Any, second: Any, total: torch.Tensor) -> int:
+        """The storage that a real run adds into where this run made a new one, else -1."""
         if not isinstance(second, torch.Tensor) or first.shape != total.shape:
             return -1
         number = self.storage_of(first)
-        return number if 0 < self._born_at.get(number, 0) < self._node_serial else -1
+        if number >= self._math_attention_since >= 0:
+            return number
+        if self.phase != "backward" or self._stack or not self._came_earlier(number):
+            return -1
+        return number if engine_may_add_into(first, self._sole_owner) else -1
+
+    def _written_into(self, zeros: torch.Tensor) -> bool:
+        """Whether a derivative's formula fills a tensor that the same node has just made."""
+        number = self.storage_of(zeros)
+        in_formula = self.phase == "backward" and not self._stack
+        return in_formula and self._born_at.get(number, 0) == self._node_serial
+
+    def _came_earlier(self, number: int) -> bool:
+        """Whether a gradient came from a node before, or from this node by another edge.
+
+        The engine adds what two edges deliver; a formula of a derivative adds what it has just
+        made itself. A node has two edges to the same input after `x * x`.
+        """
+        if 0 < self._born_at.get(number, 0) < self._node_serial:
+            return True
+        edges = getattr(torch._C._current_autograd_node(), "next_functions", ())
+        return number in self._born_at and len(set(edges)) < len(edges)
 
     def _kernel(self, op: str, label: str, numbers: tuple[int, ...]) -> None:
         if label == "gemm":
@@ -313,6 +372,15 @@ def _layer_norm_backward(args: Any, _kwargs: Any) -> tuple[str, tuple[int, ...]]
     return "layer_norm_backward", (args[1].numel() // width, width)
 
 
+WRITTEN_IN_PLACE = frozenset(
+    {"aten::index_put", "aten::scatter", "aten::scatter_add", "aten::masked_scatter"}
+)
+"""Formulas of derivatives fill fresh zeros by these in place, but not under a dispatch mode.
+
+`index_backward`, `value_selecting_reduction_backward` of torch/csrc/autograd/FunctionsManual.cpp,
+`gather_backward` of ATen/native/TensorAdvancedIndexing.cpp: `areAnyTensorSubclassLike`.
+"""
+
 KERNELS: dict[str, Callable[[Any, Any], tuple[str, tuple[int, ...]] | None]] = {
     "aten::mm": _gemm,
     "aten::addmm": _gemm,
@@ -325,29 +393,22 @@ KERNELS: dict[str, Callable[[Any, Any], tuple[str, tuple[int, ...]] | None]] = {
 """Operators whose CUDA kernels allocate what no dispatch mode sees (`memory.kernel_scratch`)."""
 
 
-def join_meeting_gradients(trace: RawTrace) -> RawTrace:
+def join_additions(trace: RawTrace) -> RawTrace:
     """Undoes the additions that only a dispatch mode makes out of place.
 
-    The engine adds into the waiting gradient in place when nobody else holds it
-    (`torch/csrc/autograd/input_buffer.cpp`, `can_accumulate_inplace`), but never while a dispatch
-    mode is active. Such a sum is a birth followed at once by the death of what it was added to.
-    The first two gradients of a parameter that is used more than once meet out of place all the
-    same (measured on CPU, torch 2.13: a tied embedding takes three copies for a moment).
+    Such a sum is a birth followed at once by the death of what it was added to; both go, and the
+    sum keeps the storage of the first.
     """
-    out_of_place = _first_meetings_of_parameters(trace)
     joined: dict[int, int] = {}
     events: list[RawEvent] = []
     skip = -1
     for index, event in enumerate(trace.events):
         if index == skip:
             continue
-        if event.meets >= 0 and event.storage not in out_of_place:
-            following = trace.events[index + 1] if index + 1 < len(trace.events) else None
-            dies = following is not None and following.kind == FREE
-            if dies and following.storage == event.meets:  # type: ignore[union-attr]
-                joined[event.storage] = joined.get(event.meets, event.meets)
-                skip = index + 1
-                continue
+        if event.meets >= 0 and _dies_at(trace.events, index + 1, event.meets):
+            joined[event.storage] = joined.get(event.meets, event.meets)
+            skip = index + 1
+            continue
         event.storage = joined.get(event.storage, event.storage)
         event.outputs = tuple(joined.get(s, s) for s in event.outputs)
         events.append(event)
@@ -355,13 +416,7 @@ def join_meeting_gradients(trace: RawTrace) -> RawTrace:
     return trace
 
 
-def _first_meetings_of_parameters(trace: RawTrace) -> set[int]:
-    meets = {event.storage: event.meets for event in trace.events if event.meets >= 0}
-    found = set()
-    for event in trace.events:
-        number = event.storage
-        if event.kind == GRADIENT and number in meets:
-            while meets[number] in meets:
-                number = meets[number]
-            found.add(number)
-    return found
+def _dies_at(events: list[RawEvent], index: int, storage: int) -> bool:
+    return (
+        index < len(events) and events[index].kind == FREE and events[index].storage == storage
+    )
