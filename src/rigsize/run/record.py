@@ -1,0 +1,323 @@
+"""Record: what one real run took, written once and never changed. No torch here.
+
+The schema is documented in docs/records.md. A null byte count always has a sibling
+`..._unknown_reason`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rigsize.errors import SpecError
+from rigsize.spec import Strategy, Workload
+
+__all__ = [
+    "OUTCOMES",
+    "SCHEMA_VERSION",
+    "STATISTICS",
+    "Hardware",
+    "Memory",
+    "ModelIdentity",
+    "Record",
+    "Versions",
+    "content_hash",
+    "from_json",
+    "read_records",
+    "to_json",
+    "write_record",
+]
+
+SCHEMA_VERSION = "1.0"
+"""major.minor: a reader takes any minor of its own major and refuses a later major."""
+OUTCOMES = ("ok", "out_of_memory", "failed")
+STATISTICS = (
+    "allocated_peak_bytes",
+    "reserved_peak_bytes",
+    "device_peak_bytes",
+    "context_bytes",
+    "host_peak_bytes",
+)
+_REASON = "_unknown_reason"
+_LARGEST_FILE_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """Which model ran; its config is kept, so that the run can be traced again anywhere."""
+
+    name: str
+    origin: str
+    """bundled, folder, config, hub-cache or hub."""
+    config_digest: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What it ran on; None where it could not be read."""
+
+    gpu: str | None = None
+    """As torch or the driver names it."""
+    gpu_memory_bytes: int | None = None
+    """What torch reports as total memory."""
+    sm_count: int | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+    cpu: str | None = None
+    cores: int | None = None
+    host_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Versions:
+    """The software it ran with; None where it is not installed."""
+
+    python: str
+    rigsize: str
+    torch: str | None = None
+    transformers: str | None = None
+    cuda: str | None = None
+    cudnn: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Peaks in bytes; a None has its reason in `unknown`."""
+
+    allocated_peak_bytes: int | None = None
+    """CUDA: peak of the caching allocator's blocks. CPU: peak of requested bytes alive."""
+    reserved_peak_bytes: int | None = None
+    """Peak of the segments the caching allocator held."""
+    device_peak_bytes: int | None = None
+    """Reserved peak plus context: what this process took of the card."""
+    context_bytes: int | None = None
+    """Used minus reserved at the end of a step, from the second on."""
+    host_peak_bytes: int | None = None
+    """Peak resident set of the process, measuring included."""
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [n for n in STATISTICS if getattr(self, n) is None and n not in self.unknown]
+        if missing:
+            raise SpecError("memory", missing[0], "unknown without a reason")
+
+    def to_json(self) -> dict[str, Any]:
+        """Every statistic, and beside each null its reason."""
+        document: dict[str, Any] = {}
+        for name in STATISTICS:
+            document[name] = getattr(self, name)
+            if document[name] is None:
+                document[name + _REASON] = self.unknown[name]
+        return document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One real run of a Workload x Strategy."""
+
+    created: str
+    """UTC, ISO 8601 to the second."""
+    command: str
+    model: ModelIdentity
+    workload: Mapping[str, Any]
+    """The fields of `spec.Workload`."""
+    strategy: Mapping[str, Any]
+    """The fields of `spec.Strategy`."""
+    device: str
+    """cpu or cuda."""
+    hardware: Hardware
+    versions: Versions
+    seed: int
+    outcome: str
+    """One of OUTCOMES."""
+    message: str = ""
+    """Why it was not ok."""
+    memory: Memory
+    phase_peaks_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Allocated peak by phase over all steps: load, forward, backward, optimizer."""
+    step_peaks_bytes: tuple[int, ...] = ()
+    """Allocated peak of each step."""
+    step_times_s: tuple[float, ...] = ()
+    """Every sample, the warm-up ones too."""
+    steps: int
+    """Steps asked for; `step_times_s` says how many were made."""
+    notes: tuple[str, ...] = ()
+    schema_version: str = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise SpecError("outcome", self.outcome, "unknown outcome", allowed=OUTCOMES)
+
+    @property
+    def record_id(self) -> str:
+        """The hash of the content."""
+        return content_hash(_document(self))
+
+    @property
+    def spec_hash(self) -> str:
+        """Equal for two runs of the same model, workload and strategy."""
+        return _spec_hash(self.model.config_digest, self.workload, self.strategy)
+
+    def spec(self) -> tuple[Workload, Strategy]:
+        """The question as records; a field that this version does not know is an error."""
+        try:
+            return Workload(**self.workload), Strategy(**self.strategy)
+        except TypeError as error:
+            raise SpecError("spec", self.record_id, f"of another rigsize ({error})") from None
+
+
+def now() -> str:
+    """The time of a Record."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def content_hash(document: Mapping[str, Any]) -> str:
+    """sha256[:16] of a Record's document without its id."""
+    content = {key: value for key, value in document.items() if key != "record_id"}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """The document of schema v1."""
+    document = _document(record)
+    return {"schema_version": record.schema_version, "record_id": content_hash(document)} | document
+
+
+def from_json(document: Mapping[str, Any]) -> Record:
+    """The Record of a document; fields it does not know are left out, a later major is refused.
+
+    A document whose content does not match its id was changed after it was written: an error.
+    """
+    _check_schema(document)
+    given = document.get("record_id")
+    if given is not None and given != content_hash(document):
+        raise SpecError("record_id", given, "the Record was changed after it was written")
+    try:
+        return _record(document)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError("record", given or "", f"not a Record ({error!r})") from None
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Writes `<record_id>.json`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{record.record_id}.json"
+    text = json.dumps(to_json(record), indent=1) + "\n"
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=folder, prefix=".", suffix=".tmp", delete=False
+    ) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(target)
+    return target
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """The Records of a folder, in the order of their file names."""
+    for file in sorted(folder.glob("*.json")):
+        yield from_json(_load(file))
+
+
+def _load(file: Path) -> Mapping[str, Any]:
+    if file.stat().st_size > _LARGEST_FILE_BYTES:
+        raise SpecError("record", str(file), "too large for a Record", allowed=("up to 64 MiB",))
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise SpecError("record", str(file), "not JSON") from None
+    if not isinstance(document, dict):
+        raise SpecError("record", str(file), "not a JSON object")
+    return document
+
+
+def _check_schema(document: Mapping[str, Any]) -> None:
+    version = document.get("schema_version")
+    major = str(version).partition(".")[0]
+    ours = SCHEMA_VERSION.partition(".")[0]
+    if not major.isdecimal() or int(major) < 1:
+        raise SpecError("schema_version", version, "not a Record", allowed=(f"{ours}.x",))
+    if int(major) > int(ours):
+        hint = "written by a newer rigsize: install it to read this Record"
+        raise SpecError("schema_version", version, "too new", allowed=(f"{ours}.x",), hint=hint)
+
+
+def _document(record: Record) -> dict[str, Any]:
+    model = asdict(record.model)
+    return {
+        "schema_version": record.schema_version,
+        "created": record.created,
+        "command": record.command,
+        "model": model,
+        "spec": {"workload": dict(record.workload), "strategy": dict(record.strategy)},
+        "spec_hash": record.spec_hash,
+        "device": record.device,
+        "hardware": asdict(record.hardware),
+        "versions": asdict(record.versions),
+        "seed": record.seed,
+        "outcome": record.outcome,
+        "message": record.message,
+        "memory": record.memory.to_json(),
+        "phase_peaks_bytes": dict(record.phase_peaks_bytes),
+        "step_peaks_bytes": list(record.step_peaks_bytes),
+        "step_times_s": list(record.step_times_s),
+        "steps": record.steps,
+        "notes": list(record.notes),
+    }
+
+
+def _record(document: Mapping[str, Any]) -> Record:
+    memory = document["memory"]
+    return Record(
+        schema_version=str(document["schema_version"]),
+        created=str(document["created"]),
+        command=str(document["command"]),
+        model=_known(ModelIdentity, document["model"]),
+        workload=MappingProxyType(dict(document["spec"]["workload"])),
+        strategy=MappingProxyType(dict(document["spec"]["strategy"])),
+        device=str(document["device"]),
+        hardware=_known(Hardware, document["hardware"]),
+        versions=_known(Versions, document["versions"]),
+        seed=int(document["seed"]),
+        outcome=str(document["outcome"]),
+        message=str(document["message"]),
+        memory=Memory(
+            **{name: _bytes(name, memory[name]) for name in STATISTICS},
+            unknown={n: str(memory[n + _REASON]) for n in STATISTICS if n + _REASON in memory},
+        ),
+        phase_peaks_bytes=MappingProxyType(dict(document["phase_peaks_bytes"])),
+        step_peaks_bytes=tuple(document["step_peaks_bytes"]),
+        step_times_s=tuple(document["step_times_s"]),
+        steps=int(document["steps"]),
+        notes=tuple(document["notes"]),
+    )
+
+
+def _known(kind: Any, document: Mapping[str, Any]) -> Any:
+    names = {item.name for item in fields(kind)}
+    return kind(**{name: value for name, value in document.items() if name in names})
+
+
+def _bytes(name: str, value: object) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise SpecError(f"memory.{name}", value, "not a byte count")
+    return value
+
+
+def _spec_hash(digest: str, workload: Mapping[str, Any], strategy: Mapping[str, Any]) -> str:
+    # The name is not part of it: a folder and a hub id may hold the same model.
+    what = {key: value for key, value in workload.items() if key != "model"}
+    spec = {"model": digest, "workload": what, "strategy": dict(strategy)}
+    return content_hash(spec)
