@@ -1,0 +1,163 @@
+"""The memory replay: a Program passed through the allocator until reserved memory repeats.
+
+`fits` means this replay ends without an out-of-memory error at the card's real capacity less its
+context: partly used segments cannot be given back, so no sum of bytes answers the question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rigsize.memory.allocator import AllocatorConfig, Block, CachingAllocator, OutOfMemory
+from rigsize.program.build import Program
+
+MAX_STEPS = 8
+"""Reserved memory repeats after two or three steps; a program that never repeats stops here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When the peak is: step (from 0), slice and operation in it."""
+
+    step: int
+    slice: str
+    index: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What a replay saw."""
+
+    allocated_peak_bytes: int
+    reserved_peak_bytes: int
+    peak: Moment
+    live: tuple[int, ...]
+    """Storages alive at the peak."""
+    live_requested_bytes: int
+    """The sum of what was requested for them; less than allocated by rounding and slack."""
+    phase_peaks: dict[str, int]
+    """Allocated peak of each phase in the steady step."""
+    num_alloc_retries: int
+    out_of_memory: OutOfMemory | None = None
+    steps: int = 0
+
+
+def replay(
+    program: Program,
+    *,
+    capacity_bytes: int | None = None,
+    config: AllocatorConfig | None = None,
+) -> Replay:
+    """Runs load and steps until a step leaves reserved memory and its own peak unchanged.
+
+    `capacity_bytes` is what segments may take in all (capacity less context); None is no limit.
+    """
+    return _Player(program, CachingAllocator(config, capacity_bytes)).play()
+
+
+class _Player:
+    def __init__(self, program: Program, allocator: CachingAllocator) -> None:
+        self.program, self.allocator = program, allocator
+        timeline = program.timeline
+        self.sizes = timeline.sizes
+        self.blocks: list[Block | None] = [None] * len(timeline.sizes)
+        self.trail: list[tuple[int, str]] = []
+        self.peak_bytes = -1
+        self.peak_at = (0, 0)
+        """Index into `trail`, and the operation in that slice."""
+        self.phase_peaks: dict[str, int] = {}
+
+    def play(self) -> Replay:
+        failure: OutOfMemory | None = None
+        step = 0
+        try:
+            self._run(-1, "load")
+            before: tuple[int, ...] = ()
+            while step < MAX_STEPS:
+                self.phase_peaks = {}
+                for name in self.program.step(step):
+                    self._run(step, name)
+                step += 1
+                after = (self.allocator.reserved_bytes, self.allocator.peak_allocated_bytes)
+                if step >= 2 and after == before:
+                    break
+                before = after
+        except OutOfMemory as error:
+            failure = error
+        return self._result(failure, step)
+
+    def _run(self, step: int, name: str) -> None:
+        """One slice, phase by phase, so that each phase's own peak is known."""
+        allocator, operations = self.allocator, self.program.slices[name]
+        self.trail.append((step, name))
+        starts = self.program.phase_starts.get(name) or [(0, name)]
+        ends = [index for index, _ in starts[1:]] + [len(operations)]
+        for (start, phase), end in zip(starts, ends, strict=True):
+            chunk = operations[start:end] if len(starts) > 1 else operations
+            highest, allocator.peak_allocated_bytes = allocator.peak_allocated_bytes, 0
+            allocator.peak_allocated_bytes = allocator.allocated_bytes
+            try:
+                index = allocator.run(chunk, self.sizes, self.blocks)
+            finally:
+                peak = allocator.peak_allocated_bytes
+                self.phase_peaks[phase] = max(self.phase_peaks.get(phase, 0), peak)
+                allocator.peak_allocated_bytes = max(highest, peak)
+            if peak > self.peak_bytes:
+                self.peak_bytes = peak
+                self.peak_at = (len(self.trail) - 1, start + max(index, 0))
+
+    def _result(self, failure: OutOfMemory | None, steps: int) -> Replay:
+        position, index = self.peak_at
+        step, name = self.trail[position]
+        live = self._live_at(position, index)
+        phase = name
+        for start, label in self.program.phase_starts.get(name) or []:
+            if start <= index:
+                phase = label
+        return Replay(
+            allocated_peak_bytes=self.allocator.peak_allocated_bytes,
+            reserved_peak_bytes=self.allocator.peak_reserved_bytes,
+            peak=Moment(step, name, index, phase),
+            live=tuple(live),
+            live_requested_bytes=sum(self.sizes[s] for s in live),
+            phase_peaks=self.phase_peaks,
+            num_alloc_retries=self.allocator.num_alloc_retries,
+            out_of_memory=failure,
+            steps=steps,
+        )
+
+    def _live_at(self, position: int, index: int) -> dict[int, None]:
+        live: dict[int, None] = {}
+        for number, (_, name) in enumerate(self.trail[: position + 1]):
+            operations = self.program.slices[name]
+            last = index + 1 if number == position else len(operations)
+            for operation in operations[:last]:
+                if operation >= 0:
+                    live[operation] = None
+                else:
+                    live.pop(~operation, None)
+        return live
+
+
+def replay_exact(program: Program) -> Replay:
+    """The replay for `cpu`: the running sum of requested bytes, no rounding and no segments."""
+    return _Player(program, _ExactAllocator()).play()
+
+
+class _ExactAllocator(CachingAllocator):
+    """Counts requested bytes; the CPU allocator has no pools of its own."""
+
+    def run(
+        self, ops: list[int], sizes: list[int], blocks: list[Block | None]  # type: ignore[override]
+    ) -> int:
+        allocated, peak, at = self.allocated_bytes, self.peak_allocated_bytes, -1
+        for index, operation in enumerate(ops):
+            if operation >= 0:
+                allocated += sizes[operation]
+                if allocated > peak:
+                    peak, at = allocated, index
+            else:
+                allocated -= sizes[~operation]
+        self.allocated_bytes, self.peak_allocated_bytes = allocated, peak
+        return at

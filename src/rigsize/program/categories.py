@@ -1,0 +1,75 @@
+"""Which ledger row a storage belongs to."""
+
+from __future__ import annotations
+
+from rigsize.program.timeline import Place
+from rigsize.trace.profile import Event, Profile
+
+_EMBEDDING = ("embed", "wte", "wpe", "shared")
+_HEAD = ("lm_head", "cls.", "classifier", "score", "embed_out", "vocab", "decoder.weight", "head.")
+_ATTENTION = ("attn", "attention", "self_attn", "SelfAttention", "EncDecAttention")
+_FEED_FORWARD = ("mlp", "intermediate", "ffn", "feed_forward", "DenseReluDense", "fc1", "fc2")
+_NORM = ("norm", "LayerNorm", "ln_")
+
+
+def weight_category(name: str, group: int) -> str:
+    """`weights.blocks`, `weights.embeddings`, `weights.lm_head`, `buffers` or `inputs`."""
+    if name.startswith("input:"):
+        return "inputs"
+    if name.startswith("buffer:"):
+        return "buffers"
+    if group:
+        return "weights.blocks"
+    if any(part in name.lower() for part in _EMBEDDING):
+        return "weights.embeddings"
+    return "weights.lm_head"
+
+
+class Categories:
+    """The category of each event's storage; places are shared objects."""
+
+    def __init__(self, profile: Profile, vocabulary: int) -> None:
+        self.profile = profile
+        self.vocabulary = vocabulary
+        self._places: dict[tuple[str, ...], Place] = {}
+
+    def place(self, category: str, phase: str, module: str, op: str, basis: str) -> Place:
+        """One Place for equal arguments."""
+        key = (category, phase, module, op, basis)
+        if key not in self._places:
+            self._places[key] = Place(category, phase, module, op, basis)
+        return self._places[key]
+
+    def of(self, event: Event, phase: str, group: int) -> Place:
+        """The place of a traced allocation."""
+        category = self._name(event, phase, group)
+        return self.place(category, phase, event.module, event.op, "traced")
+
+    def _name(self, event: Event, phase: str, group: int) -> str:
+        if not group and self._is_logits(event):
+            return "logits"
+        if phase == "backward" and not event.module.startswith("recompute"):
+            return "temporaries"
+        if event.op == "_to_copy" and event.size and event.size[0][1] == "1":
+            return "weights.autocast_casts"
+        return f"activations.{self._part(event, group)}"
+
+    def _part(self, event: Event, group: int) -> str:
+        module = event.module.split("*", 1)[-1]
+        if event.op.startswith("native_dropout"):
+            return "dropout"
+        if event.op.startswith("native_layer_norm") or any(p in module for p in _NORM):
+            return "norms"
+        if not group:
+            return "embeddings_and_head"
+        if any(part in module for part in _FEED_FORWARD):
+            return "feed_forward"
+        if any(part in module for part in _ATTENTION) or event.op.startswith("rigsize"):
+            return "attention"
+        return "feed_forward" if module.endswith(("output", "dense")) else "blocks_other"
+
+    def _is_logits(self, event: Event) -> bool:
+        if len(event.size) != 1 or not self.vocabulary:
+            return False
+        coefficient, monomial = event.size[0]
+        return monomial in ("BS", "BT") and coefficient % self.vocabulary == 0

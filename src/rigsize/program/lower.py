@@ -1,0 +1,274 @@
+"""Templates lowered for one size and one device: what runs becomes allocations and frees.
+
+Every template is lowered once, however many layers it is tiled to. Storages that lowering adds
+(attention's log-sum-exp, workspaces of kernels) get ordinals after the traced ones of the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rigsize.memory.kernel_scratch import (
+    column_sum_scratch_bytes,
+    cublas_workspace_bytes,
+    embedding_backward_scratch,
+    layer_norm_backward_scratch,
+)
+from rigsize.program.attention import (
+    AttentionLowering,
+    AttentionNode,
+    choose_kernel,
+    explain_choice,
+    lower_attention,
+)
+from rigsize.program.categories import Categories
+from rigsize.program.environment import Environment
+from rigsize.program.timeline import Place
+from rigsize.trace.profile import Body, Event, Profile, Ref
+from rigsize.trace.sizes import evaluate
+
+ALLOC, FREE, GRADIENT, WORKSPACE = range(4)
+HALF_BYTES = 2
+
+
+@dataclass(slots=True)
+class Primitive:
+    """One step of a lowered template."""
+
+    kind: int
+    ref: Ref
+    """Storage for ALLOC, FREE and GRADIENT."""
+    name: str = ""
+    """GRADIENT: the parameter, with `*` for the layer."""
+    num_bytes: int = 0
+    """WORKSPACE: its size."""
+    place: Place | None = None
+
+
+@dataclass(slots=True)
+class Group:
+    """What the storages of one traced group are."""
+
+    sizes: list[int]
+    places: list[Place]
+
+
+@dataclass(slots=True)
+class Lowered:
+    """All templates of a body, lowered."""
+
+    templates: dict[tuple[int, int], list[Primitive]]
+    """By (template, traced group): the ordinals of added storages are a group's own."""
+    groups: list[Group]
+    kernels: dict[str, str] = field(default_factory=dict)
+    """Why each attention node got its kernel, one line each."""
+    assumptions: set[str] = field(default_factory=set)
+
+
+class Lowering:
+    """Lowers the templates of a body in the order of its schedule."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        body: Body,
+        values: Mapping[str, int],
+        environment: Environment,
+        categories: Categories,
+        half_dtype: str,
+    ) -> None:
+        self.profile, self.body, self.values = profile, body, values
+        self.environment, self.categories = environment, categories
+        self.half_dtype = half_dtype
+        nowhere = Place("unborn", "", "", "")
+        self.result = Lowered(
+            templates={},
+            groups=[Group([0] * n, [nowhere] * n) for n in body.births],
+        )
+        self._saved: dict[tuple[int, Ref], tuple[AttentionLowering, dict[str, Ref]]] = {}
+        self._consumed = {
+            (g, e.ref)
+            for _, g, t in body.schedule
+            for e in body.templates[t]
+            if e.kind == "attention_backward"
+        }
+
+    def run(self) -> Lowered:
+        """The lowered templates of every traced group."""
+        for phase, group, number in self.body.schedule:
+            primitives = self._template(self.body.templates[number], phase, group)
+            self.result.templates[number, group] = primitives
+        return self.result
+
+    def _template(self, events: tuple[Event, ...], phase: str, group: int) -> list[Primitive]:
+        out: list[Primitive] = []
+        for event in events:
+            getattr(self, f"_{event.kind}")(out, event, phase, group)
+        return out
+
+    # -- events of the trace ----------------------------------------------------------------
+
+    def _alloc(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
+        size = evaluate(event.size, self.values)
+        self._define(event.ref, group, size, self.categories.of(event, phase, group))
+        out.append(Primitive(ALLOC, _known(event.ref)))
+
+    def _free(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
+        if event.ref is not None and event.ref[0] != "kept":
+            out.append(Primitive(FREE, event.ref))
+
+    def _gradient(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
+        out.append(Primitive(GRADIENT, _known(event.ref), event.label[0]))
+
+    def _kernel(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
+        environment = self.environment
+        if environment.device != "cuda":
+            return
+        name = event.label[0]
+        numbers = [evaluate(n, self.values) for n in event.numbers]
+        if name == "gemm":
+            size = cublas_workspace_bytes(
+                environment.compute_capability, environment.torch_version
+            )
+            place = self.categories.place("workspaces", phase, event.module, "cublas", "derived")
+            out.append(Primitive(WORKSPACE, ("own", -1), num_bytes=size, place=place))
+            return
+        place = self.categories.place("temporaries", phase, event.module, event.op, "derived")
+        buffers = self._scratch_of(name, numbers)
+        refs = [self._extra(group, size, place) for size in buffers]
+        out.extend(Primitive(ALLOC, ref) for ref in refs)
+        out.extend(Primitive(FREE, ref) for ref in refs)
+
+    def _scratch_of(self, name: str, numbers: list[int]) -> list[int]:
+        environment = self.environment
+        sms, threads = environment.sm_count, environment.max_threads_per_sm
+        if name == "column_sum":
+            staging = column_sum_scratch_bytes(numbers[0], numbers[1], sms, threads)
+            return [size for size in staging if size]
+        if name == "embedding_backward":
+            return [size for _, size in embedding_backward_scratch(*numbers) if size]
+        if name == "layer_norm_backward":
+            return [size for _, size in layer_norm_backward_scratch(*numbers, sms) if size]
+        raise AssertionError(f"kernel {name} has no scratch rule")
+
+    # -- attention --------------------------------------------------------------------------
+
+    def _attention(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
+        node = self._node(event)
+        lowering = self._lower(node, event)
+        place = self.categories.of(event, phase, group)
+        derived = self.categories.place(
+            place.category, phase, event.module, lowering.kernel, lowering.basis
+        )
+        refs: dict[str, Ref] = {"out": _known(event.ref)}
+        for action, name, size in lowering.forward:
+            if action == "alloc":
+                if name == "out":
+                    self._define(event.ref, group, size, place)
+                else:
+                    refs[name] = self._extra(group, size, derived)
+                out.append(Primitive(ALLOC, refs[name]))
+            else:
+                out.append(Primitive(FREE, refs.pop(name)))
+        if not lowering.out_is_token_major:
+            # The model's transpose().contiguous() is a real copy here; the copy lives on.
+            copied = self._extra(group, lowering.out_bytes, derived)
+            out.extend((Primitive(ALLOC, copied), Primitive(FREE, copied)))
+        saved = {name: ref for name, ref in refs.items() if name != "out"}
+        if (group, event.ref) in self._consumed:
+            self._saved[group, _known(event.ref)] = (lowering, saved)
+        else:  # a recomputed block saves nothing on its first pass, inference never does
+            out.extend(Primitive(FREE, ref) for ref in saved.values())
+
+    def _attention_backward(
+        self, out: list[Primitive], event: Event, phase: str, group: int
+    ) -> None:
+        lowering, saved = self._saved[group, _known(event.ref)]
+        place = self.categories.place(
+            "temporaries", phase, event.module, lowering.kernel, lowering.basis
+        )
+        refs = dict(saved)
+        visible = dict(zip(("dq", "dk", "dv"), event.outputs, strict=False))
+        for action, name, size in lowering.backward:
+            if action == "free":
+                out.append(Primitive(FREE, refs.pop(name)))
+                continue
+            ref = visible.get(name)
+            if ref is not None:
+                self._define(ref, group, size, place)
+                refs[name] = ref
+            else:
+                refs[name] = self._extra(group, size, place)
+            out.append(Primitive(ALLOC, refs[name]))
+        if len(event.outputs) > len(visible) and event.outputs[3] is not None:
+            bias = event.outputs[3]
+            self._define(bias, group, self._mask_bytes, place)
+            out.append(Primitive(ALLOC, bias))
+
+    _mask_bytes = 0
+
+    def _node(self, event: Event) -> AttentionNode:
+        numbers = [evaluate(n, self.values) for n in event.numbers]
+        batch, heads, queries, width, kv_heads, keys, value_width, *mask = numbers
+        dtype, kind, causal, dropout, gqa, needs_grad = event.label
+        half = dtype != "float32"
+        size = HALF_BYTES if half else 2 * HALF_BYTES
+        elements = mask[0] * mask[1] * mask[2] * mask[3]
+        self._mask_bytes = elements * size
+        return AttentionNode(
+            batch=batch,
+            heads=heads,
+            kv_heads=kv_heads,
+            query_length=queries,
+            key_length=keys,
+            head_dim=width,
+            value_head_dim=value_width,
+            element_bytes=size,
+            dtype=self.half_dtype if half else "float32",  # type: ignore[arg-type]
+            mask=kind,
+            mask_elements=elements,
+            causal=causal,
+            dropout=dropout,
+            needs_grad=needs_grad,
+            enable_gqa=gqa,
+        )
+
+    def _lower(self, node: AttentionNode, event: Event) -> AttentionLowering:
+        environment = self.environment
+        options: Any = {
+            "compute_capability": environment.compute_capability,
+            "torch_version": environment.torch_version,
+            "cudnn_version": environment.cudnn_version,
+        }
+        kernel = "flash" if environment.force_flash else choose_kernel(node, **options)
+        reason = "asked for" if environment.force_flash else explain_choice(node, **options)
+        self.result.kernels.setdefault(event.module, f"{kernel}: {reason}")
+        lowering = lower_attention(
+            node,
+            kernel,  # type: ignore[arg-type]
+            compute_capability=environment.compute_capability,
+            sm_count=environment.sm_count,
+        )
+        self.result.assumptions.update(lowering.assumptions)
+        return lowering
+
+    # -- storages ---------------------------------------------------------------------------
+
+    def _define(self, ref: Ref | None, group: int, size: int, place: Place) -> None:
+        kind, ordinal = _known(ref)[0], _known(ref)[-1]
+        assert kind == "own", "a storage is born by the group that owns it"
+        self.result.groups[group].sizes[ordinal] = size
+        self.result.groups[group].places[ordinal] = place
+
+    def _extra(self, group: int, size: int, place: Place) -> Ref:
+        members = self.result.groups[group]
+        members.sizes.append(size)
+        members.places.append(place)
+        return ("own", len(members.sizes) - 1)
+
+
+def _known(ref: Ref | None) -> Ref:
+    assert ref is not None
+    return ref
