@@ -1,0 +1,242 @@
+"""The referee: the allocator events of real optimizer steps on the CPU, as torch.profiler saw them.
+
+Every event must be ours, in the same order, births and deaths, after two named exceptions:
+
+* tensors of at most 8 bytes, in which the CPU wraps the Python numbers of its operators (on CUDA
+  they are kernel arguments) and which hold the host's step counters. They are counted in the live
+  bytes at the end, exactly.
+* oneDNN's scratch pad inside a 16-bit matrix product (Adafactor's outer product): it depends on the
+  processor's instructions, and CUDA has none.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from rigsize.program.clipping import LossScaler, clip_events
+from rigsize.program.optimizer import make_optimizer, optimizer_phase, state_bytes
+from rigsize.program.timeline import Parameter, Place, Timeline
+from rigsize.run.optimizers import (
+    MasterWeights,
+    make_torch_optimizer,
+    stepped_parameters,
+)
+from rigsize.spec.strategy import Strategy
+
+CPU_SCALAR_BYTES = 8
+TORCH_OPTIMIZERS = (
+    "adamw-foreach",
+    "adamw-fused",
+    "adamw-loop",
+    "sgd",
+    "sgd-momentum",
+    "adafactor",
+)
+WEIGHT = Place("weights", "load")
+GRADIENT = Place("gradients", "backward")
+
+
+def tiny(kind: str) -> nn.Module:
+    """Parameters above and below 4096 elements, of one dtype or of two that alternate."""
+    model = nn.Sequential(
+        nn.Embedding(301, 24), nn.Linear(24, 40), nn.LayerNorm(40), nn.Linear(40, 200)
+    )
+    if kind == "mixed":
+        return nn.Sequential(*(m.bfloat16() if i % 2 else m for i, m in enumerate(model)))
+    return model.to(getattr(torch, kind))
+
+
+def mirrored(model: nn.Module, timeline: Timeline) -> list[Parameter]:
+    """The model's parameters on a timeline, as yet without gradients."""
+    parameters = []
+    for name, tensor in model.named_parameters():
+        parameter = Parameter(name, tuple(tensor.shape), tensor.element_size(), True, -1)
+        parameter.storage = timeline.alloc(parameter.num_bytes, WEIGHT)
+        parameters.append(parameter)
+    return parameters
+
+
+def give_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+
+def give_mirrored_gradients(timeline: Timeline, parameters: list[Parameter]) -> None:
+    for parameter in parameters:
+        parameter.gradient = timeline.alloc(parameter.num_bytes, GRADIENT)
+
+
+def recorded(action: Callable[[], object]) -> list[int]:
+    """Bytes of every allocator event in order, negative for a free."""
+    gc.collect()
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+            action()
+    finally:
+        gc.enable()
+    assert prof.profiler is not None
+    events = prof.profiler.kineto_results.events()
+    memory = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return [size for _, size in sorted(memory, key=lambda pair: pair[0])]
+
+
+def ours(timeline: Timeline, start: int) -> list[int]:
+    return [
+        event.num_bytes if event.action == "alloc" else -event.num_bytes
+        for event in timeline.events(start)
+    ]
+
+
+def peak(sizes: list[int]) -> int:
+    live = top = 0
+    for size in sizes:
+        live += size
+        top = max(top, live)
+    return top
+
+
+def tensors(sizes: list[int]) -> list[int]:
+    """Without the CPU's scalars."""
+    return [size for size in sizes if abs(size) > CPU_SCALAR_BYTES]
+
+
+def without_onednn(sizes: list[int], parameters: list[Parameter]) -> list[int]:
+    """Drops what is born right after a matrix product's result and dies at once."""
+    products = {p.num_bytes for p in parameters if len(p.shape) > 1}
+    kept = sizes[:1]
+    position = 1
+    while position < len(sizes):
+        pair = sizes[position : position + 2]
+        if sizes[position - 1] in products and len(pair) == 2 and pair[0] == -pair[1] > 0:
+            position += 2
+        else:
+            kept.append(sizes[position])
+            position += 1
+    return kept
+
+
+def assert_equal(predicted: list[int], seen: list[int]) -> None:
+    assert tensors(predicted) == tensors(seen)
+    assert peak(tensors(predicted)) == peak(tensors(seen))
+    assert sum(predicted) == sum(seen)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "mixed"])
+@pytest.mark.parametrize("name", TORCH_OPTIMIZERS)
+def test_steps(name: str, kind: str) -> None:
+    model, timeline = tiny(kind), Timeline()
+    real = make_torch_optimizer(model.parameters(), Strategy(optimizer=name))
+    optimizer, parameters = make_optimizer(Strategy(optimizer=name)), mirrored(model, timeline)
+    give_gradients(model)
+    give_mirrored_gradients(timeline, parameters)
+    for _ in range(3):
+        start = len(timeline.operations)
+        optimizer.step(timeline, parameters, device="cpu")
+        seen = recorded(real.step)
+        if name == "adafactor":
+            seen = without_onednn(seen, parameters)
+        assert_equal(ours(timeline, start), seen)
+    storages = [
+        tensor.untyped_storage().nbytes()
+        for state in real.state.values()
+        for tensor in state.values()
+        if tensor is not None
+    ]
+    assert sum(storages) == sum(
+        timeline.sizes[storage] for states in optimizer.state.states.values() for storage in states
+    )
+    if kind != "mixed":
+        shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+        itemsize = next(model.parameters()).element_size()
+        assert sum(storages) == state_bytes(name, shapes, itemsize, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw-foreach", "adamw-loop"])
+def test_parameters_of_no_and_of_three_dimensions(name: str) -> None:
+    model = nn.ParameterDict(
+        {
+            "scale": nn.Parameter(torch.ones(())),
+            "convolution": nn.Parameter(torch.ones(40, 30, 7)),
+            "sixteen": nn.Parameter(torch.ones(16, 30, 5, dtype=torch.bfloat16)),
+        }
+    )
+    timeline = Timeline()
+    real = make_torch_optimizer(model.parameters(), Strategy(optimizer=name))
+    optimizer, parameters = make_optimizer(Strategy(optimizer=name)), mirrored(model, timeline)
+    give_gradients(model)
+    give_mirrored_gradients(timeline, parameters)
+    for _ in range(2):
+        start = len(timeline.operations)
+        optimizer.step(timeline, parameters, device="cpu")
+        seen = recorded(real.step)
+        if name == "adafactor":
+            seen = without_onednn(seen, parameters)
+        assert_equal(ours(timeline, start), seen)
+
+
+@pytest.mark.parametrize("kind", ["float32", "mixed"])
+def test_clipping(kind: str) -> None:
+    model, timeline = tiny(kind), Timeline()
+    parameters = mirrored(model, timeline)
+    give_gradients(model)
+    give_mirrored_gradients(timeline, parameters)
+    start = len(timeline.operations)
+    clip_events(timeline, parameters, device="cpu")
+    seen = recorded(lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+    assert_equal(ours(timeline, start), seen)
+    assert tensors(seen) != []  # the stack of norms
+
+
+@pytest.mark.parametrize("name", TORCH_OPTIMIZERS)
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "float32"), ("fp16-master", "float16")])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_whole_phase(name: str, precision: str, kind: str, scaled: bool) -> None:
+    """Gradients, (collect,) unscale, clip, step, update, zero_grad: three times."""
+    strategy = Strategy(optimizer=name, precision=precision)
+    model, timeline = tiny(kind), Timeline()
+    optimizer, parameters = make_optimizer(strategy), mirrored(model, timeline)
+    real: list[torch.optim.Optimizer] = []
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    mirrored_scaler = LossScaler() if scaled else None
+
+    def build() -> None:
+        real.append(make_torch_optimizer(model.parameters(), strategy))
+
+    def phase() -> None:
+        give_gradients(model)
+        if isinstance(real[0], MasterWeights):
+            real[0].collect_gradients()
+        scaler.unscale_(real[0])
+        nn.utils.clip_grad_norm_(stepped_parameters(real[0]), 1.0)
+        scaler.step(real[0])
+        scaler.update()
+        real[0].zero_grad()
+
+    start = len(timeline.operations)
+    optimizer.setup(timeline, parameters)
+    assert_equal(ours(timeline, start), recorded(build))
+    scaler.scale(torch.ones(()))
+    for _ in range(3):
+        start = len(timeline.operations)
+        give_mirrored_gradients(timeline, parameters)
+        optimizer_phase(
+            timeline, optimizer, parameters, device="cpu", clip=True, scaler=mirrored_scaler
+        )
+        assert_equal(ours(timeline, start), recorded(phase))
+
+
+def test_scaler_scalars() -> None:
+    """The scaler's own tensors are all CPU scalars; those that stay are counted."""
+    scaler, mirrored_scaler, timeline = torch.amp.GradScaler("cpu"), LossScaler(), Timeline()
+    loss = torch.ones(())
+    held: list[torch.Tensor] = []
+    seen = recorded(lambda: held.append(scaler.scale(loss)))
+    mirrored_scaler.scale(timeline)
+    assert sum(seen) == sum(ours(timeline, 0)) == 12
