@@ -23,7 +23,6 @@ from rigsize.program.lower import ALLOC, FREE, GRADIENT, WORKSPACE, Lowered, Low
 from rigsize.program.optimizer import make_optimizer, optimizer_phase
 from rigsize.program.timeline import Parameter, Place, Timeline
 from rigsize.spec.strategy import Strategy
-from rigsize.trace.domains import label
 from rigsize.trace.profile import Body, Profile
 from rigsize.trace.sizes import evaluate, monomials_at
 
@@ -63,10 +62,9 @@ def build_program(
     environment: Environment,
     *,
     vocabulary: int = 0,
-    limits: tuple[int, ...] = (),
 ) -> Program:
     """The Program of `profile` at one size {B, S, T}; TraceFailed outside the proved domains."""
-    builder = _Builder(profile, point, strategy, environment, vocabulary, limits)
+    builder = _Builder(profile, point, strategy, environment, vocabulary)
     return builder.build()
 
 
@@ -78,13 +76,12 @@ class _Builder:
         strategy: Strategy,
         environment: Environment,
         vocabulary: int,
-        limits: tuple[int, ...],
     ) -> None:
-        domain = label(point, limits)
-        if domain not in profile.domains:
-            raise TraceFailed("size", dict(point), f"no trace covers the domain {domain}")
+        body = profile.body_at(point)
+        if body is None:
+            raise TraceFailed("size", dict(point), "the profile was not proved for this size")
         self.profile, self.strategy, self.environment = profile, strategy, environment
-        self.body: Body = profile.bodies[profile.domains[domain]]
+        self.body = body
         self.values = monomials_at(point)
         self.categories = Categories(profile, vocabulary)
         self.timeline = Timeline()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from rigsize.program.timeline import Place
-from rigsize.trace.profile import Event, Profile
+from rigsize.trace.profile import Event, Profile, is_embedding
 
-_EMBEDDING = ("embed", "wte", "wpe", "shared")
-_HEAD = ("lm_head", "cls.", "classifier", "score", "embed_out", "vocab", "decoder.weight", "head.")
 _ATTENTION = ("attn", "attention", "self_attn", "SelfAttention", "EncDecAttention")
 _FEED_FORWARD = ("mlp", "intermediate", "ffn", "feed_forward", "DenseReluDense", "fc1", "fc2")
 _NORM = ("norm", "LayerNorm", "ln_")
@@ -20,7 +18,7 @@ def weight_category(name: str, group: int) -> str:
         return "buffers"
     if group:
         return "weights.blocks"
-    if any(part in name.lower() for part in _EMBEDDING):
+    if is_embedding(name):
         return "weights.embeddings"
     return "weights.lm_head"
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from rigsize.run.optimizers import MasterWeights, stepped_parameters
+
 Batch = Mapping[str, torch.Tensor]
 Phase = Callable[[str], None]
 
@@ -116,10 +118,12 @@ def train_step(
         for batch in batches
     ]
     phase("optimizer")
+    if isinstance(optimizer, MasterWeights):
+        optimizer.collect_gradients()
     if scaler is not None:
         scaler.unscale_(optimizer)
     if recipe.max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(stepped_parameters(optimizer), recipe.max_grad_norm)
     if scaler is None:
         optimizer.step()
     else:

@@ -11,6 +11,7 @@ import torch
 from rigsize.run.step import StepRecipe, inference_step, micro_step
 from rigsize.trace import fake_accelerator
 from rigsize.trace.autocast import clear_weight_casts
+from rigsize.trace.profile import is_embedding
 from rigsize.trace.model import BuildOptions, build, make_batch, materialize
 from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_additions
 
@@ -69,7 +70,7 @@ class Traced:
         return join_additions(recorder.trace)
 
     def _adopt(self, recorder: Recorder, batch: Mapping[str, torch.Tensor]) -> None:
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in named_parameters(self.model):
             recorder.adopt(parameter, f"parameter:{name}")
         for name, buffer in self.model.named_buffers():
             if buffer.device.type == self.device.type:
@@ -85,9 +86,19 @@ class Traced:
             return []
         return [
             parameter.register_post_accumulate_grad_hook(watch(name))
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in named_parameters(self.model)
             if parameter.requires_grad
         ]
+
+
+def named_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Every parameter once; a tied one by its embedding's name, whichever torch meets first."""
+    names: dict[int, tuple[str, torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = names.get(id(parameter))
+        if known is None or (is_embedding(name) and not is_embedding(known[0])):
+            names[id(parameter)] = (name, parameter)
+    return list(names.values())
 
 
 def find_stacks(model: torch.nn.Module) -> list[tuple[str, list[torch.nn.Module]]]:

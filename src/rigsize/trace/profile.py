@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rigsize.trace.domains import label
 from rigsize.trace.sizes import Expression
 
 SCHEMA_VERSION = 1
@@ -113,6 +114,13 @@ class Profile:
     bodies: tuple[Body, ...]
     domains: dict[str, int]
     """Domain label (`trace.domains`) to index in `bodies`."""
+    limits: tuple[int, ...]
+    """Lengths past which the model takes another path (`trace.domains.thresholds`)."""
+
+    def body_at(self, point: Mapping[str, int]) -> Body | None:
+        """The body proved for a size {B, S, T}; None outside the proved domains."""
+        index = self.domains.get(label(point, self.limits))
+        return None if index is None else self.bodies[index]
 
     def traced_layers(self) -> list[list[int]]:
         """Group numbers of the traced layers, per stack."""
@@ -153,6 +161,11 @@ class Profile:
                         yield member.name.replace("*", str(index), 1), member, full
 
 
+def is_embedding(name: str) -> bool:
+    """Whether a parameter's name is an embedding table's (`wte`, `shared`, `embed_tokens`, ...)."""
+    return any(part in name.lower() for part in ("embed", "wte", "wpe", "shared."))
+
+
 def pack(profile: Profile) -> bytes:
     """A profile as compressed JSON with its repeated strings and sizes in tables."""
     tables = _Tables()
@@ -178,6 +191,7 @@ def pack(profile: Profile) -> bytes:
         ],
         "bodies": bodies,
         "domains": profile.domains,
+        "limits": profile.limits,
         "strings": list(tables.strings),
         "sizes": [[x for term in size for x in term] for size in tables.sizes],
     }
@@ -226,6 +240,7 @@ def unpack(data: bytes) -> Profile:
             for body in document["bodies"]
         ),
         domains=document["domains"],
+        limits=tuple(document["limits"]),
     )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from rigsize.errors import TraceFailed
-from rigsize.trace.capture import Traced
+from rigsize.trace.capture import Traced, named_parameters
 from rigsize.trace.depth import Depth, reduce_depth
-from rigsize.trace.domains import sample_points, thresholds
+from rigsize.trace.domains import label, sample_points, thresholds
 from rigsize.trace.fold import NotFolded, fold
 from rigsize.trace.model import BuildOptions, load_config
 from rigsize.trace.profile import Body, Profile, Tensor, TraceKey
@@ -72,6 +72,7 @@ class Session:
             tensors=tensors,
             bodies=tuple(bodies),
             domains=domains,
+            limits=self.limits,
         )
 
     def record(self, point: Mapping[str, int], *, full_depth: bool = False) -> RawTrace:
@@ -82,6 +83,10 @@ class Session:
             else self._model()[1]
         )
         return traced.record(point, padded=self.key.padded, hold_output=self.key.hold_output)
+
+    def domain_of(self, point: Mapping[str, int]) -> str:
+        """The domain a size falls in."""
+        return label(point, self.limits)
 
     def _points(self, name: str, count: int = FIT_POINTS) -> list[dict[str, int]]:
         target = self.key.task == "seq2seq-lm"
@@ -139,7 +144,7 @@ class Session:
         stacks = self._stacks()
         tensors = [
             _tensor(name, parameter, stacks, trainable=parameter.requires_grad)
-            for name, parameter in traced.model.named_parameters()
+            for name, parameter in named_parameters(traced.model)
         ]
         tensors += [
             _tensor(f"buffer:{name}", buffer, stacks, trainable=False)

@@ -1,0 +1,336 @@
+"""The answer: Workload x Strategy x Cluster to memory, its ledger and whether it fits.
+
+One line of calls: profile (stored, cached or traced) -> Program -> replay -> Estimate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rigsize.errors import SpecError, UnsupportedCombination
+from rigsize.hardware.accelerators import Accelerator
+from rigsize.memory.replay import Replay, replay, replay_exact
+from rigsize.models import ModelSource, check_task, max_positions
+from rigsize.program.build import Program, build_program
+from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
+from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.trace.profile import Profile, TraceKey
+from rigsize.trace.store import find_profile
+
+Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """A named, additive part of the peak."""
+
+    name: str
+    num_bytes: int
+    basis: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """One device's memory in bytes; the rows of the ledger sum to the device peak."""
+
+    allocated_peak_bytes: int
+    """`torch.cuda.max_memory_allocated`; on cpu the live bytes of all tensors."""
+    reserved_peak_bytes: int | None
+    """`torch.cuda.max_memory_reserved`; None on cpu."""
+    device_peak_bytes: int | None
+    """Reserved plus the CUDA context; None on cpu."""
+    low_bytes: int
+    high_bytes: int
+    """The device peak with the context at the low and high end of its band."""
+    peak_moment: str
+    """When the peak is, in words."""
+    ledger: tuple[LedgerRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Whether it fits the device."""
+
+    verdict: Verdict
+    capacity_bytes: int | None
+    headroom_bytes: int | None
+    """Capacity less the device peak; negative when it does not fit."""
+
+    @property
+    def fits(self) -> bool:
+        """Tight fits are fits: the middle of the band ends without running out of memory."""
+        return self.verdict in ("fits", "tight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Three counts that are easily taken for one another."""
+
+    model: int
+    """What is built for the task: backbone and head."""
+    trainable: int
+    head: int
+    """Of it, the task head."""
+    checkpoint: int | None
+    """What the published file holds, unused parts included."""
+    checkpoint_note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The whole answer."""
+
+    source: ModelSource
+    workload: Workload
+    strategy: Strategy
+    cluster: Cluster
+    memory: MemoryEstimate
+    fit: Fit
+    parameters: Parameters
+    versions: dict[str, str]
+    assumptions: tuple[str, ...]
+    notes: tuple[str, ...]
+    program: Program
+    """The Program, for explanations."""
+    replay: Replay
+
+
+def estimate(
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    cluster: Cluster,
+    *,
+    profile: Profile | None = None,
+) -> Estimate:
+    """The memory of one device for this run.
+
+    Raises a SizingError for what cannot be answered. `profile` overrides the stored one (a Record
+    is compared under its own library versions).
+    """
+    check_workload(source, workload, strategy)
+    accelerator = cluster.accelerator
+    environment = environment_of(accelerator, strategy)
+    point = point_of(workload, strategy.micro_batch)
+    if profile is None:
+        key = trace_key(source, workload, strategy, device=environment.device)
+        profile = find_profile(source, key, point)
+    program = build_program(
+        profile,
+        point,
+        strategy,
+        environment,
+        vocabulary=int(source.config.get("vocab_size") or 0),
+    )
+    played, verdict = _play(program, accelerator)
+    return Estimate(
+        source=source,
+        workload=workload,
+        strategy=strategy,
+        cluster=cluster,
+        memory=_memory(program, played, accelerator),
+        fit=_fit(verdict, played, accelerator),
+        parameters=_parameters(source, program),
+        versions={**profile.versions, "assumed_torch": ".".join(map(str, TORCH_VERSION))},
+        assumptions=_assumptions(program, accelerator),
+        notes=(*source.notes, *_notes(workload, strategy, accelerator)),
+        program=program,
+        replay=played,
+    )
+
+
+def trace_key(
+    source: ModelSource, workload: Workload, strategy: Strategy, *, device: str
+) -> TraceKey:
+    """What the trace of this run depends on."""
+    training = workload.training
+    classifies = workload.task in ("sequence-classification", "token-classification")
+    return TraceKey(
+        config_digest=source.digest,
+        task=workload.task,
+        use="training" if training else "inference",
+        compute=strategy.policy.compute,
+        attention="eager" if strategy.attention == "eager" else "sdpa",
+        padded=workload.padding_in_batch,
+        recompute=training and strategy.recompute == "block",
+        device="cpu" if device == "cpu" else "accelerator",
+        num_labels=workload.num_labels if classifies else 3,
+        hold_output=strategy.hold_output or not training,
+    )
+
+
+def point_of(workload: Workload, micro_batch: int) -> dict[str, int]:
+    """{B, S, T} of a micro-batch."""
+    target = workload.max_target_length or 0
+    if workload.task == "seq2seq-lm" and not target:
+        target = workload.max_length
+    return {"B": micro_batch, "S": workload.max_length, "T": target}
+
+
+def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) -> None:
+    """Refuses what each record alone cannot see."""
+    check_task(source.config, workload.task)
+    longest = max_positions(source.config)
+    for field, length in (
+        ("max-length", workload.max_length),
+        ("max-target-length", workload.max_target_length or 0),
+    ):
+        if longest is not None and length > longest:
+            raise SpecError(
+                field,
+                length,
+                f"{source.name} has positions for {longest:,} tokens",
+                allowed=(f"1 to {longest:,}",),
+            )
+    if workload.max_target_length and workload.task != "seq2seq-lm":
+        raise UnsupportedCombination(
+            "max-target-length",
+            workload.max_target_length,
+            f"only seq2seq-lm has target tokens, the task is {workload.task}",
+        )
+    if workload.training and not strategy.policy.training:
+        raise UnsupportedCombination(
+            "precision",
+            strategy.precision,
+            "weights in plain fp16 cannot be trained without a master copy",
+            allowed=("fp16-master", "amp-fp16", "bf16"),
+            nearest="fp16-master",
+        )
+
+
+def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
+    """The replay to report, and the verdict over the band of the context."""
+    if accelerator.is_cpu:
+        return replay_exact(program), "unknown"
+    capacity = accelerator.capacity_bytes
+    if capacity is None:
+        return replay(program), "unknown"
+    context = accelerator.context_bytes.value
+    played = replay(program, capacity_bytes=capacity - context.mid)
+    if played.out_of_memory:
+        lenient = replay(program, capacity_bytes=capacity - context.low)
+        verdict: Verdict = "does_not_fit" if lenient.out_of_memory else "tight"
+        return (replay(program), verdict) if verdict == "does_not_fit" else (lenient, verdict)
+    if played.reserved_peak_bytes + context.high <= capacity:
+        return played, "fits"
+    strict = replay(program, capacity_bytes=capacity - context.high)
+    return played, "tight" if strict.out_of_memory else "fits"
+
+
+def _fit(verdict: Verdict, played: Replay, accelerator: Accelerator) -> Fit:
+    capacity = accelerator.capacity_bytes
+    if verdict == "unknown" or capacity is None:
+        return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=None)
+    used = played.reserved_peak_bytes + accelerator.context_bytes.value.mid
+    return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=capacity - used)
+
+
+def _memory(program: Program, played: Replay, accelerator: Accelerator) -> MemoryEstimate:
+    rows = ledger(program, played)
+    moment = describe_moment(program, played)
+    if accelerator.is_cpu:
+        total = played.allocated_peak_bytes
+        return MemoryEstimate(
+            allocated_peak_bytes=total,
+            reserved_peak_bytes=None,
+            device_peak_bytes=None,
+            low_bytes=total,
+            high_bytes=total,
+            peak_moment=moment,
+            ledger=tuple(rows),
+        )
+    context = accelerator.context_bytes
+    reserved = played.reserved_peak_bytes
+    cached = reserved - played.live_requested_bytes
+    rows.append(LedgerRow(name="allocator", num_bytes=cached, basis="derived"))
+    rows.append(LedgerRow(name="context", num_bytes=context.value.mid, basis=context.basis))
+    return MemoryEstimate(
+        allocated_peak_bytes=played.allocated_peak_bytes,
+        reserved_peak_bytes=reserved,
+        device_peak_bytes=reserved + context.value.mid,
+        low_bytes=reserved + context.value.low,
+        high_bytes=reserved + context.value.high,
+        peak_moment=moment,
+        ledger=tuple(rows),
+    )
+
+
+def ledger(program: Program, played: Replay) -> list[LedgerRow]:
+    """What lives at the peak by category, as requested, largest first."""
+    totals: dict[str, int] = {}
+    bases: dict[str, str] = {}
+    timeline = program.timeline
+    for storage in played.live:
+        place = timeline.places[storage]
+        totals[place.category] = totals.get(place.category, 0) + timeline.sizes[storage]
+        if bases.get(place.category) != "assumed":
+            bases[place.category] = place.basis
+    ranked = sorted(totals.items(), key=lambda item: -item[1])
+    return [LedgerRow(name=n, num_bytes=b, basis=bases[n]) for n, b in ranked]
+
+
+def describe_moment(program: Program, played: Replay) -> str:
+    """`backward of step 2, at _log_softmax_backward_data`."""
+    peak = played.peak
+    operation = program.slices[peak.slice][peak.index]
+    place = program.timeline.places[operation if operation >= 0 else ~operation]
+    phase = {"optimizer": "optimizer step"}.get(peak.phase, peak.phase)
+    where = f" in {place.module}" if place.module else ""
+    micro = ", a later micro-step" if peak.slice == "accumulate" else ""
+    return f"{phase} of step {peak.step + 1}{micro}, at {place.op or place.category}{where}"
+
+
+def _parameters(source: ModelSource, program: Program) -> Parameters:
+    total = sum(p.numel for p in program.parameters)
+    timeline = program.timeline
+    head = sum(
+        p.numel
+        for p in program.parameters
+        if timeline.places[p.storage].category == "weights.lm_head"
+    )
+    return Parameters(
+        model=total,
+        trainable=sum(p.numel for p in program.parameters if p.trainable),
+        head=head,
+        checkpoint=source.checkpoint_parameters,
+        checkpoint_note=source.checkpoint_note,
+    )
+
+
+def _assumptions(program: Program, accelerator: Accelerator) -> tuple[str, ...]:
+    if accelerator.is_cpu:
+        return ()
+    context = accelerator.context_bytes
+    band = context.value
+    capacity = accelerator.capacity
+    lines = [
+        f"CUDA context {band.mid / 2**30:.2f} GiB ({band.low / 2**30:.2f} to"
+        f" {band.high / 2**30:.2f}), {context.basis}: {context.source}",
+        f"torch {'.'.join(map(str, TORCH_VERSION))}, cuDNN"
+        f" {'.'.join(map(str, CUDNN_VERSION))}: kernel choice and workspaces",
+    ]
+    if capacity is not None:
+        lines.append(f"capacity {capacity.basis}: {capacity.source}")
+    return (*lines, *program.assumptions)
+
+
+def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> list[str]:
+    notes = []
+    if strategy.precision == "tf32" and (accelerator.compute_capability or (8, 0)) < (8, 0):
+        notes.append(f"tf32 has no effect on {accelerator.id}")
+    bf16 = strategy.policy.half_dtype == "bfloat16"
+    if bf16 and not accelerator.is_cpu and not accelerator.supports_bf16:
+        notes.append(f"{accelerator.id} has no native bf16: torch emulates it slowly")
+    if strategy.attention == "flash" and workload.padding_in_batch:
+        notes.append("flash with padding unpads the batch; its index copies are not counted")
+    return notes
+
+
+def with_batch(strategy: Strategy, micro_batch: int, accumulation: int | None = None) -> Strategy:
+    """The strategy at another micro-batch."""
+    return replace(
+        strategy,
+        micro_batch=micro_batch,
+        accumulation=strategy.accumulation if accumulation is None else accumulation,
+    )

@@ -1,0 +1,111 @@
+"""Tracing in a child process with limits; the parent never imports torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rigsize.errors import SizingError, TraceFailed
+from rigsize.trace.profile import TraceKey
+
+if TYPE_CHECKING:
+    from rigsize.models import ModelSource
+
+TIMEOUT_S = 180.0
+MEMORY_LIMIT_BYTES = 12 * 2**30
+"""Address space of the child: torch and transformers take some 4 GiB of it."""
+
+
+def trace_in_child(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -> bytes:
+    """The packed profile; TraceFailed says why there is none."""
+    if importlib.util.find_spec("torch") is None or not importlib.util.find_spec("transformers"):
+        raise TraceFailed(
+            "model",
+            source.name,
+            "no stored profile answers this, and tracing needs torch and transformers",
+            hint="pip install 'rigsize[trace]'",
+        )
+    request = {"config": source.config, "key": astuple(key), "point": dict(point)}
+    with tempfile.TemporaryDirectory(prefix="rigsize-") as folder:
+        Path(folder, "request.json").write_text(json.dumps(request))
+        command = [sys.executable, "-m", "rigsize.trace.child", folder]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+                env=_environment(),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TraceFailed(
+                "model", source.name, f"tracing took longer than {TIMEOUT_S:.0f} s"
+            ) from error
+        return _answer(Path(folder), done, source.name)
+
+
+def _environment() -> dict[str, str]:
+    """The child finds this very package, also when it runs from source."""
+    root = str(Path(__file__).parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> bytes:
+    profile, failure = folder / "profile", folder / "error.json"
+    if profile.exists():
+        return profile.read_bytes()
+    if failure.exists():
+        told = json.loads(failure.read_text())
+        raise TraceFailed("model", name, told["problem"], hint=told["hint"])
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    raise TraceFailed("model", name, f"the tracing process died (exit {done.returncode}): {last}")
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # not on this platform: the time limit still holds
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def main(folder: Path) -> int:
+    """The child: reads the request, writes `profile` or `error.json`."""
+    _limit_memory()
+    request: dict[str, Any] = json.loads((folder / "request.json").read_text())
+    key = TraceKey(*request["key"])
+    try:
+        from rigsize.models import max_positions
+        from rigsize.trace.profile import pack
+        from rigsize.trace.session import Session
+
+        session = Session(request["config"], key, max_positions(request["config"]))
+        data = pack(session.profile([session.domain_of(request["point"])]))
+    except Exception as error:  # whatever transformers raises is the answer
+        (folder / "error.json").write_text(json.dumps(_explain(error)))
+        return 1
+    (folder / "profile").write_bytes(data)
+    return 0
+
+
+def _explain(error: Exception) -> dict[str, str]:
+    if isinstance(error, SizingError):
+        return {"problem": error.problem, "hint": error.hint}
+    text = " ".join(str(error).split())[:300]
+    return {"problem": f"it cannot be traced: {type(error).__name__}: {text}", "hint": ""}
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
