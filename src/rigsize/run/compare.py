@@ -1,0 +1,240 @@
+"""Prediction and measurement of one job in one row, as text and as JSON.
+
+`predict` is the only place here that calls the estimator.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rigsize.errors import SizingError, UnknownDevice
+from rigsize.hardware.names import find_accelerator
+from rigsize.models.source import ModelSource
+from rigsize.run.record import Record
+from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = [
+    "Comparison",
+    "EstimateFunction",
+    "Prediction",
+    "Row",
+    "compare",
+    "find_cluster",
+    "load_estimate",
+    "predict",
+    "render",
+    "to_json",
+]
+
+EstimateFunction = Callable[[ModelSource, Workload, Strategy, Cluster], Any]
+"""`rigsize.estimate.estimate`, or a stand-in with the same `memory` fields."""
+
+INSIDE, OUTSIDE = 0, 4
+_SHOWN = {
+    "allocated_peak_bytes": "allocated",
+    "reserved_peak_bytes": "reserved",
+    "device_peak_bytes": "device",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The memory of an Estimate, in bytes; reserved and device are None on a CPU."""
+
+    allocated_peak_bytes: int
+    reserved_peak_bytes: int | None
+    device_peak_bytes: int | None
+    low_bytes: int
+    high_bytes: int
+    """The band of the device peak; on a CPU, of the allocated peak."""
+
+    @property
+    def banded(self) -> str:
+        """The statistic that the band belongs to."""
+        device = self.device_peak_bytes is not None
+        return "device_peak_bytes" if device else "allocated_peak_bytes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One statistic predicted and measured."""
+
+    statistic: str
+    predicted_bytes: int | None
+    measured_bytes: int | None
+    unknown_reason: str = ""
+    """Why one of the two is missing."""
+
+    @property
+    def error_percent(self) -> float | None:
+        """(predicted - measured) / measured; positive when the prediction is too high."""
+        if self.predicted_bytes is None or not self.measured_bytes:
+            return None
+        return 100 * (self.predicted_bytes - self.measured_bytes) / self.measured_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A Record beside the prediction of the same job."""
+
+    record: Record
+    prediction: Prediction | None
+    prediction_unknown_reason: str
+    rows: tuple[Row, ...]
+    inside_band: bool | None
+    """None where there is nothing to judge."""
+    verdict: str
+    """In words."""
+
+    @property
+    def exit_code(self) -> int:
+        """4 when the measurement fell outside the predicted band, else 0."""
+        return OUTSIDE if self.inside_band is False else INSIDE
+
+
+def load_estimate() -> EstimateFunction:
+    """The estimator, imported when it is needed."""
+    estimate: EstimateFunction = importlib.import_module("rigsize.estimate").estimate
+    return estimate
+
+
+def find_cluster(device: str, gpu: str | None) -> Cluster:
+    """One device: the row `cpu`, or the row of the card as torch names it."""
+    if device == "cpu":
+        return Cluster(accelerator=find_accelerator("cpu"))
+    if not gpu:
+        raise UnknownDevice("gpus", gpu, "the card's name could not be read")
+    return Cluster(accelerator=find_accelerator(gpu))
+
+
+def predict(
+    estimate: EstimateFunction,
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    cluster: Cluster,
+) -> Prediction:
+    """The estimate's memory, without the rest."""
+    memory = estimate(source, workload, strategy, cluster).memory
+    return Prediction(
+        allocated_peak_bytes=memory.allocated_peak_bytes,
+        reserved_peak_bytes=memory.reserved_peak_bytes,
+        device_peak_bytes=memory.device_peak_bytes,
+        low_bytes=memory.low_bytes,
+        high_bytes=memory.high_bytes,
+    )
+
+
+def try_predict(
+    source: ModelSource, workload: Workload, strategy: Strategy, device: str, gpu: str | None
+) -> tuple[Prediction | None, str]:
+    """The prediction, or None and why there is none."""
+    try:
+        cluster = find_cluster(device, gpu)
+        return predict(load_estimate(), source, workload, strategy, cluster), ""
+    except SizingError as error:
+        return None, str(error)
+    except ImportError as error:
+        return None, f"no estimator here ({error})"
+
+
+def compare(record: Record, prediction: Prediction | None, reason: str = "") -> Comparison:
+    """The rows of the three statistics and the verdict on the band."""
+    inside, verdict = _judge(record, prediction)
+    return Comparison(
+        record=record,
+        prediction=prediction,
+        prediction_unknown_reason="" if prediction else reason or "not asked for",
+        rows=tuple(_row(name, record, prediction, reason) for name in _SHOWN),
+        inside_band=inside,
+        verdict=verdict,
+    )
+
+
+def _row(name: str, record: Record, prediction: Prediction | None, reason: str) -> Row:
+    measured = getattr(record.memory, name) if record.outcome == "ok" else None
+    predicted = getattr(prediction, name) if prediction else None
+    why = "" if predicted is not None else reason or "not on CPU"
+    if measured is None:
+        why = record.memory.unknown.get(name, "") or record.outcome.replace("_", " ")
+    return Row(
+        statistic=name, predicted_bytes=predicted, measured_bytes=measured, unknown_reason=why
+    )
+
+
+def _judge(record: Record, prediction: Prediction | None) -> tuple[bool | None, str]:
+    if record.outcome == "failed":
+        return None, f"the run failed: {record.message}"
+    if prediction is None:
+        return None, "no prediction to compare with"
+    if record.outcome == "out_of_memory":
+        return _judge_out_of_memory(record, prediction)
+    measured = getattr(record.memory, prediction.banded)
+    if measured is None:
+        return None, f"no measured {_SHOWN[prediction.banded]} peak to judge the band by"
+    low, high = prediction.low_bytes, prediction.high_bytes
+    inside = low <= measured <= high
+    place = "inside" if inside else "below" if measured < low else "above"
+    band = f"{format_bytes(low)} to {format_bytes(high)}"
+    return inside, f"{_SHOWN[prediction.banded]} peak {place} the predicted band {band}"
+
+
+def _judge_out_of_memory(record: Record, prediction: Prediction) -> tuple[bool | None, str]:
+    """Out of memory agrees with a band that reaches the card's capacity."""
+    capacity = record.hardware.gpu_memory_bytes
+    if record.device == "cpu" or capacity is None:
+        return None, "the run ran out of memory"
+    agrees = prediction.high_bytes >= capacity
+    word = "as predicted" if agrees else "although it was predicted to fit"
+    return agrees, f"the run ran out of memory, {word}"
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison without the Record."""
+    prediction = comparison.prediction
+    return {
+        "prediction": asdict(prediction) if prediction else None,
+        "prediction_unknown_reason": comparison.prediction_unknown_reason or None,
+        "rows": [asdict(row) | {"error_percent": row.error_percent} for row in comparison.rows],
+        "inside_band": comparison.inside_band,
+        "verdict": comparison.verdict,
+    }
+
+
+def prediction_from_json(document: Mapping[str, Any] | None) -> Prediction | None:
+    """The counterpart for a line of a suite's output; unknown fields are left out."""
+    if document is None:
+        return None
+    return Prediction(**{name: document[name] for name in Prediction.__dataclass_fields__})
+
+
+def render(comparison: Comparison) -> RenderableType:
+    """One row a statistic, for rich."""
+    from rich.console import Group
+    from rich.table import Table
+
+    record = comparison.record
+    where = record.hardware.gpu if record.device == "cuda" else record.hardware.cpu
+    table = Table(title=f"{record.model.name} on {where or record.device}", title_justify="left")
+    for name in ("memory", "predicted", "measured", "error"):
+        table.add_column(name, justify="left" if name == "memory" else "right")
+    for row in comparison.rows:
+        error = row.error_percent
+        table.add_row(
+            f"{_SHOWN[row.statistic]} peak",
+            _shown(row.predicted_bytes, row.unknown_reason),
+            _shown(row.measured_bytes, row.unknown_reason),
+            "" if error is None else f"{error:+.2f} %",
+        )
+    return Group(table, comparison.verdict, *(f"note: {note}" for note in record.notes))
+
+
+def _shown(num_bytes: int | None, reason: str) -> str:
+    return reason if num_bytes is None else format_bytes(num_bytes)
