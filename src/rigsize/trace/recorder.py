@@ -288,7 +288,10 @@ class Recorder(TorchDispatchMode):
             if name.partition(".")[0].endswith("_"):
                 self._ones.written(self._live[storage._cdata])
             return
-        event = self._append(ALLOC, self._follow(storage), name, num_bytes=storage.nbytes())
+        num_bytes = storage.nbytes()
+        if name == "aten::native_layer_norm" and self.device == "cpu":
+            num_bytes = _bytes_on_cpu(tensor, args)
+        event = self._append(ALLOC, self._follow(storage), name, num_bytes=num_bytes)
         self._born_at[event.storage] = self._node_serial
         operator = name.partition(".")[0]
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
@@ -335,6 +338,18 @@ class Recorder(TorchDispatchMode):
                 return
             self._gemm_seen.add(side)
         self._append(KERNEL, -1, op, label=(label,), numbers=numbers)
+
+
+def _bytes_on_cpu(output: torch.Tensor, args: Any) -> int:
+    """Mean and rstd are kept in the weight's type where it is wider than the input's.
+
+    `layer_norm_cpu` of ATen/native/layer_norm.cpp (`param_scalar_type`); torch's own fake kernel
+    gives them the input's, on the CPU alone.
+    """
+    values, weight = args[0], args[2]
+    is_statistic = output.shape[-1] == 1 and output.numel() * math.prod(args[1]) == values.numel()
+    wider = weight is not None and weight.element_size() > output.element_size()
+    return output.numel() * (weight if is_statistic and wider else output).element_size()
 
 
 def _attention(args: Any) -> dict[str, Any]:
@@ -417,6 +432,4 @@ def join_additions(trace: RawTrace) -> RawTrace:
 
 
 def _dies_at(events: list[RawEvent], index: int, storage: int) -> bool:
-    return (
-        index < len(events) and events[index].kind == FREE and events[index].storage == storage
-    )
+    return index < len(events) and events[index].kind == FREE and events[index].storage == storage
