@@ -111,18 +111,9 @@ def estimate(
     """
     check_workload(source, workload, strategy)
     accelerator = cluster.accelerator
-    environment = environment_of(accelerator, strategy)
-    point = point_of(workload, strategy.micro_batch)
     if profile is None:
-        key = trace_key(source, workload, strategy, device=environment.device)
-        profile = find_profile(source, key, point)
-    program = build_program(
-        profile,
-        point,
-        strategy,
-        environment,
-        vocabulary=int(source.config.get("vocab_size") or 0),
-    )
+        profile = profile_for(source, workload, strategy, accelerator)
+    program = build(source, profile, workload, strategy, accelerator)
     played, verdict = _play(program, accelerator)
     return Estimate(
         source=source,
@@ -138,6 +129,43 @@ def estimate(
         program=program,
         replay=played,
     )
+
+
+def profile_for(
+    source: ModelSource, workload: Workload, strategy: Strategy, accelerator: Accelerator
+) -> Profile:
+    """The profile of this run: shipped, cached or traced now."""
+    device = "cpu" if accelerator.is_cpu else "cuda"
+    key = trace_key(source, workload, strategy, device=device)
+    return find_profile(source, key, point_of(workload, strategy.micro_batch))
+
+
+def build(
+    source: ModelSource,
+    profile: Profile,
+    workload: Workload,
+    strategy: Strategy,
+    accelerator: Accelerator,
+) -> Program:
+    """The Program of one device."""
+    return build_program(
+        profile,
+        point_of(workload, strategy.micro_batch),
+        strategy,
+        environment_of(accelerator, strategy),
+        vocabulary=int(source.config.get("vocab_size") or 0),
+    )
+
+
+def fits_on(program: Program, accelerator: Accelerator) -> bool:
+    """Whether the replay ends on this card, its context taken off."""
+    capacity = accelerator.capacity_bytes
+    if accelerator.is_cpu or capacity is None:
+        raise UnsupportedCombination(
+            "gpus", accelerator.id, "no capacity is known to fit a batch into"
+        )
+    free = capacity - accelerator.context_bytes.value.mid
+    return replay(program, capacity_bytes=free).out_of_memory is None
 
 
 def trace_key(

@@ -1,0 +1,181 @@
+"""Searches over the estimate: the largest batch that fits, and what makes a run fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from rigsize.errors import SizingError
+from rigsize.estimate import (
+    Estimate,
+    build,
+    check_workload,
+    estimate,
+    fits_on,
+    profile_for,
+    with_batch,
+)
+from rigsize.models import ModelSource
+from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.spec.workload import MAX_BATCH
+
+MOST_REPLAYS = 40
+"""Candidates that `cheapest_edits` tries before it settles for what it has."""
+
+
+def largest_batch(
+    source: ModelSource, workload: Workload, strategy: Strategy, cluster: Cluster
+) -> int:
+    """The largest micro-batch whose replay fits; 0 if not even one text does.
+
+    Doubling, then bisection: memory grows with the batch, and every answer is a replay.
+    """
+    fits = _fits(source, workload, strategy, cluster)
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while high <= MAX_BATCH and fits(high):
+        low, high = high, high * 2
+    high = min(high, MAX_BATCH + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _fits(
+    source: ModelSource, workload: Workload, strategy: Strategy, cluster: Cluster
+) -> Callable[[int], bool]:
+    check_workload(source, workload, strategy)
+
+    def fits(micro_batch: int) -> bool:
+        tried = with_batch(strategy, micro_batch)
+        profile = profile_for(source, workload, tried, cluster.accelerator)
+        program = build(source, profile, workload, tried, cluster.accelerator)
+        return fits_on(program, cluster.accelerator)
+
+    return fits
+
+
+def accumulation_for(global_batch: int, micro_batch: int, ranks: int = 1) -> int:
+    """`ceil(global / (micro x ranks))`; the batch really run may be larger (design: Strategy)."""
+    return -(-global_batch // (micro_batch * ranks))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """A change of the strategy, replayed."""
+
+    name: str
+    """In words."""
+    flags: str
+    """What to add to the command."""
+    workload: Workload
+    strategy: Strategy
+    saved_bytes: int
+    """Device peak before less after."""
+    device_peak_bytes: int
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    name: str
+    flags: str
+    apply: Callable[[Strategy], Strategy]
+
+
+def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
+    """The `count` cheapest changes that make it fit, else those that save most.
+
+    Cheap is what costs the user least, in this order: another implementation of the same
+    optimizer, a smaller micro-batch with accumulation, recompute (a third more arithmetic), and
+    last what changes rounding. Single changes come before pairs, pairs before triples.
+    """
+    changes = _changes(answer)
+    tried: list[Edit] = []
+    found: list[Edit] = []
+    for number in range(1, 4):
+        for combination in itertools.combinations(changes, number):
+            if len({c.flags.split()[0] for c in combination}) < number:
+                continue
+            if len(tried) >= MOST_REPLAYS or len(found) == count:
+                break
+            edit = _try(answer, combination)
+            if edit is not None:
+                tried.append(edit)
+                found += [edit] if edit.verdict != "does_not_fit" else []
+        if len(found) >= count:
+            break
+    return found or sorted(tried, key=lambda e: -e.saved_bytes)[:count]
+
+
+def _changes(answer: Estimate) -> list[_Change]:
+    strategy = answer.strategy
+    if not answer.workload.training:
+        return [*_smaller_batches(strategy, training=False), *_lower_precision(answer)]
+    changes = []
+    if strategy.optimizer in ("adamw-foreach", "adamw-loop"):
+        changes.append(_option("fused AdamW, same mathematics", "--optim", "adamw-fused"))
+    changes += _smaller_batches(strategy, training=True)
+    if strategy.recompute == "none":
+        changes.append(_option("recompute per block", "--recompute", "block"))
+    changes += _lower_precision(answer)
+    if strategy.optimizer.startswith("adamw") and strategy.optimizer != "adamw-8bit":
+        changes.append(_option("8-bit AdamW states", "--optim", "adamw-8bit"))
+    return changes
+
+
+_FIELDS = {"--optim": "optimizer", "--recompute": "recompute", "--precision": "precision"}
+
+
+def _option(name: str, flag: str, value: str) -> _Change:
+    return _Change(name, f"{flag} {value}", lambda s: replace(s, **{_FIELDS[flag]: value}))  # type: ignore[arg-type]
+
+
+def _smaller_batches(strategy: Strategy, *, training: bool) -> Iterator[_Change]:
+    """Halves of the micro-batch; in training the global batch stays, by accumulation."""
+    total = strategy.micro_batch * strategy.accumulation
+    micro = strategy.micro_batch // 2
+    while micro >= 1:
+        more = accumulation_for(total, micro) if training else 1
+        flags = f"--batch-size {micro}" + (f" --grad-accum {more}" if training else "")
+        name = f"micro-batch {micro}" + (f", accumulation {more}" if training else "")
+        yield _Change(name, flags, lambda s, m=micro, a=more: with_batch(s, m, a))  # type: ignore[misc]
+        micro //= 4 if micro > 8 else 2
+
+
+def _lower_precision(answer: Estimate) -> list[_Change]:
+    precision = answer.strategy.precision
+    if not answer.workload.training:
+        halves = [] if answer.strategy.policy.compute == "half" else ["bf16"]
+        return [_option(f"{p} weights", "--precision", p) for p in halves]
+    changes = []
+    if precision in ("fp32", "tf32"):
+        changes.append(_option("bf16 autocast", "--precision", "amp-bf16"))
+    if precision not in ("bf16", "fp16-master"):
+        changes.append(_option("pure bf16 weights and states", "--precision", "bf16"))
+    return changes
+
+
+def _try(answer: Estimate, combination: tuple[_Change, ...]) -> Edit | None:
+    strategy = answer.strategy
+    for change in combination:
+        strategy = change.apply(strategy)
+    try:
+        after = estimate(answer.source, answer.workload, strategy, answer.cluster)
+    except SizingError:  # a model without a block to recompute, say: no edit then
+        return None
+    before_bytes, after_bytes = answer.memory.device_peak_bytes, after.memory.device_peak_bytes
+    if before_bytes is None or after_bytes is None or after_bytes >= before_bytes:
+        return None
+    return Edit(
+        name=" + ".join(change.name for change in combination),
+        flags=" ".join(change.flags for change in combination),
+        workload=answer.workload,
+        strategy=strategy,
+        saved_bytes=before_bytes - after_bytes,
+        device_peak_bytes=after_bytes,
+        verdict=after.fit.verdict,
+    )
