@@ -1,0 +1,1 @@
+"""Validation: cases with bands declared before, run through the estimator, misses published."""
