@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from rigsize.errors import TraceFailed
 from rigsize.memory.kernel_scratch import column_sum_scratch_bytes
-from rigsize.program.categories import Categories, weight_category
+from rigsize.program.categories import Categories, backbone_of, weight_category
 from rigsize.program.clipping import LossScaler
 from rigsize.program.environment import Environment
 from rigsize.program.lower import ALLOC, FREE, GRADIENT, WORKSPACE, Lowered, Lowering, Primitive
@@ -124,9 +124,9 @@ class _Builder:
     # -- load -----------------------------------------------------------------------------------
 
     def _load(self) -> list[int]:
-        timeline = self.timeline
+        timeline, backbone = self.timeline, backbone_of(self.profile)
         for name, tensor, group in self.profile.full_tensors():
-            category = weight_category(name, group)
+            category = weight_category(name, group, backbone)
             phase = "batch" if category == "inputs" else "load"
             place = self.categories.place(category, phase, tensor.name, "", "traced")
             storage = timeline.alloc(evaluate(tensor.size, self.values), place)

@@ -10,8 +10,14 @@ _FEED_FORWARD = ("mlp", "intermediate", "ffn", "feed_forward", "DenseReluDense",
 _NORM = ("norm", "LayerNorm", "ln_")
 
 
-def weight_category(name: str, group: int) -> str:
-    """`weights.blocks`, `weights.embeddings`, `weights.lm_head`, `buffers` or `inputs`."""
+def backbone_of(profile: Profile) -> frozenset[str]:
+    """The first components of the names that are no head: those of layers and embeddings."""
+    names = [*profile.stack_paths, *(t.name for t in profile.tensors if is_embedding(t.name))]
+    return frozenset(name.split(".")[0] for name in names)
+
+
+def weight_category(name: str, group: int, backbone: frozenset[str]) -> str:
+    """The row of a parameter, buffer or input; `weights.lm_head` is any task's head."""
     if name.startswith("input:"):
         return "inputs"
     if name.startswith("buffer:"):
@@ -20,6 +26,8 @@ def weight_category(name: str, group: int) -> str:
         return "weights.blocks"
     if is_embedding(name):
         return "weights.embeddings"
+    if name.split(".")[0] in backbone or name.startswith("pooler"):
+        return "weights.other"
     return "weights.lm_head"
 
 
