@@ -31,7 +31,7 @@ FP32_GAMMA_AND_BETA = (2 * 4 * 96, 2 * 4 * 56)
 """For the widths of norms in `CONFIGS`."""
 ALIASES = {"aten::new_zeros": "aten::zeros"}
 """`value_selecting_reduction_backward` asks for zeros in other words under a dispatch mode."""
-ALWAYS_KNOWN = frozenset({"aten::copy", "aten::add", "aten::sum"})
+ALWAYS_KNOWN = frozenset({"aten::copy", "aten::add", "aten::scatter_add", "aten::sum"})
 """Operators with scratch that may be in the trace only as in-place forms, or only as a scalar."""
 
 _ENCODER = {
@@ -350,7 +350,7 @@ def _only_wraps(node: Any, inside: list[Any]) -> bool:
     operator is about to overwrite and its backward still wants.
     """
     within = inside[0].name if inside else ""
-    if within == "aten::to":
+    if within == "aten::to" and node.name != "aten::sum":  # which sums again itself, in float
         return any(child.name == node.name for child in node.children)
     return within == "aten::clone" and bool(node.name.endswith("_"))
 
@@ -432,9 +432,19 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     ),
     Exemption(
         "conversion",
-        "a CPU kernel converts operands of another dtype itself"
+        "a CPU kernel converts operands of another dtype itself, the one it writes included"
         " (`TensorIteratorBase::compute_types` of ATen/TensorIterator.cpp, ATen/native/ReduceOps)",
-        _under("aten::_to_copy"),
+        _any_of(_under("aten::_to_copy"), _both(_in("aten::add_"), _under("aten::empty_like"))),
+    ),
+    Exemption(
+        "sums of bf16 in fp32",
+        "gather, scatter_add and some sums work in a float copy of what they write"
+        " (`create_acc_buffer` of ATen/native/cpu/ScatterGatherKernel.cpp,"
+        " `should_use_acc_buffer` of ATen/native/ReduceOps.cpp)",
+        _both(
+            _in("aten::gather", "aten::scatter_add_", "aten::sum"),
+            lambda event: event.path == ("aten::empty",),
+        ),
     ),
     Exemption(
         "contiguous argument",

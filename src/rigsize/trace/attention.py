@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from rigsize.trace.kernels import no_kernel
+
 _library: torch.library.Library | None = None
 
 
@@ -32,17 +34,13 @@ def register() -> None:
     override = torch.library.Library("aten", "IMPL")
     for key in ("AutogradPrivateUse1", "PrivateUse1"):
         override.impl("scaled_dot_product_attention", _scaled_dot_product_attention, key)
-    library.impl("attention", _no_kernel, "PrivateUse1")
-    library.impl("attention_backward", _no_kernel, "PrivateUse1")
+    library.impl("attention", no_kernel, "PrivateUse1")
+    library.impl("attention_backward", no_kernel, "PrivateUse1")
     _library = library
     _keep.append(override)
 
 
 _keep: list[torch.library.Library] = []
-
-
-def _no_kernel(*_args: Any) -> Any:  # pragma: no cover - FakeTensorMode answers before it
-    raise RuntimeError("the fake accelerator computes nothing")
 
 
 def _attention_meta(
@@ -114,7 +112,7 @@ def _scaled_dot_product_attention(
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: float | None = None,  # noqa: ARG001 - torch's signature; a scale takes no memory
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     needs_grad = torch.is_grad_enabled() and any(

@@ -100,10 +100,11 @@ def register() -> torch.device:
         # Python numbers become CPU constants, not device tensors; else a lifted constant of the
         # fake device reaches `aten::empty_strided`, which no backend here implements.
         torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]
-        from rigsize.trace import attention, autocast
+        from rigsize.trace import attention, autocast, kernels
 
         autocast.register(DEVICE_TYPE)
         attention.register()
+        kernels.register()
         _registered = True
     return torch.device(DEVICE_TYPE, 0)
 
