@@ -87,17 +87,26 @@ def main(folder: Path) -> int:
     request: dict[str, Any] = json.loads((folder / "request.json").read_text())
     key = TraceKey(*request["key"])
     try:
-        from rigsize.models import max_positions
-        from rigsize.trace.profile import pack
-        from rigsize.trace.session import Session
-
-        session = Session(request["config"], key, max_positions(request["config"]))
-        data = pack(session.profile([session.domain_of(request["point"])]))
+        data = trace(request["config"], key, request["point"])
     except Exception as error:  # whatever transformers raises is the answer
         (folder / "error.json").write_text(json.dumps(_explain(error)))
         return 1
     (folder / "profile").write_bytes(data)
     return 0
+
+
+def trace(config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int]) -> bytes:
+    """The packed profile of a size's domain, or of that size alone where no domain holds."""
+    from rigsize.models import max_positions
+    from rigsize.trace.domains import exact_label
+    from rigsize.trace.profile import pack
+    from rigsize.trace.session import LengthMatters, Session
+
+    session = Session(config, key, max_positions(config))
+    try:
+        return pack(session.profile([session.domain_of(point)]))
+    except LengthMatters:
+        return pack(session.profile([exact_label(point)]))
 
 
 def _explain(error: Exception) -> dict[str, str]:

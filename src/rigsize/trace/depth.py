@@ -41,7 +41,10 @@ class Depth:
 
     @property
     def reduced(self) -> bool:
-        return any(n < len(stack) for n, stack in zip(self.depths, self.representative))
+        """Whether any layer is left out."""
+        return any(
+            n < len(stack) for n, stack in zip(self.depths, self.representative, strict=True)
+        )
 
 
 def reduce_depth(values: Mapping[str, Any], full: Mapping[str, Any], radius: int = 1) -> Depth:
@@ -58,11 +61,11 @@ def reduce_depth(values: Mapping[str, Any], full: Mapping[str, Any], radius: int
     representative = []
     contexts: dict[Any, int] = {}
     numbers: list[int] = []
-    depths: list[int] = []
-    for fields, depth in stacks:
-        kinds = _kinds(full, depth)
+    shortened: list[int] = []
+    for number, (fields, depth) in enumerate(stacks):
+        kinds = _kinds(full, depth, decoder=number == 1)
         chosen = shorten(kinds, radius)
-        depths.append(len(chosen))
+        shortened.append(len(chosen))
         for name in fields:
             config[name] = len(chosen)
         if len(chosen) < depth:
@@ -70,10 +73,8 @@ def reduce_depth(values: Mapping[str, Any], full: Mapping[str, Any], radius: int
         representative.append(_represent(kinds, chosen, radius))
         for context in _contexts([kinds[i] for i in chosen], radius):
             contexts.setdefault((fields[0], context), len(contexts))
-        numbers += [
-            contexts[fields[0], c] for c in _contexts([kinds[i] for i in chosen], radius)
-        ]
-    return Depth(config, tuple(representative), tuple(depths), tuple(numbers))
+        numbers += [contexts[fields[0], c] for c in _contexts([kinds[i] for i in chosen], radius)]
+    return Depth(config, tuple(representative), tuple(shortened), tuple(numbers))
 
 
 def _stacks(full: Mapping[str, Any]) -> list[tuple[list[str], int]]:
@@ -89,14 +90,22 @@ def _stacks(full: Mapping[str, Any]) -> list[tuple[list[str], int]]:
     return [(fields, full[fields[0]])] if fields else []
 
 
-def _kinds(full: Mapping[str, Any], depth: int) -> list[tuple[Any, ...]]:
+def _kinds(full: Mapping[str, Any], depth: int, *, decoder: bool = False) -> list[tuple[Any, ...]]:
     """What the config says of each layer: its entry in every per-layer list, dense or experts."""
     lists = [v for v in full.values() if isinstance(v, list) and len(v) == depth > 1]
     dense = full.get("first_k_dense_replace") or 0
     only = full.get("mlp_only_layers") or []
     step = full.get("decoder_sparse_step") or 1
+    # T5's first layer alone holds the table of relative positions and makes the bias for all.
+    # The last layer of another decoder that reads an encoder is the first whose backward pass makes
+    # a gradient of what it read; all others add to it.
+    alone = -1
+    if "relative_attention_num_buckets" in full:
+        alone = 0
+    elif decoder:
+        alone = depth - 1
     return [
-        (*(repr(v[i]) for v in lists), i < dense, i in only or (i + 1) % step != 0)
+        (*(repr(v[i]) for v in lists), i < dense, i in only or (i + 1) % step != 0, i == alone)
         for i in range(depth)
     ]
 
@@ -111,7 +120,10 @@ def shorten(kinds: Sequence[Any], radius: int) -> list[int]:
     """Indices of the layers to keep: a shorter stack with the same set of contexts."""
     chosen = list(range(len(kinds)))
     wanted = set(_contexts(kinds, radius))
-    least = max(MIN_DEPTH, 2 * radius + 2)
+    # One more where the first or last layer is unlike all others: some context must occur twice,
+    # so that `fold` can see whether equal contexts mean equal events.
+    alone = (kinds[0] not in kinds[1:]) + (kinds[-1] not in kinds[:-1])
+    least = max(MIN_DEPTH, 2 * radius + 2) + alone
     shortened = True
     while shortened and len(chosen) > least:
         shortened = False
@@ -149,7 +161,9 @@ def _subset_layer_settings(
     if full.get("first_k_dense_replace"):
         config["first_k_dense_replace"] = sum(i < full["first_k_dense_replace"] for i in chosen)
     if full.get("mlp_only_layers"):
-        config["mlp_only_layers"] = [n for n, i in enumerate(chosen) if i in full["mlp_only_layers"]]
+        config["mlp_only_layers"] = [
+            n for n, i in enumerate(chosen) if i in full["mlp_only_layers"]
+        ]
     if "attention_types" in config:  # GPT-Neo spells its per-layer list as [[kinds, repeats]]
         config["attention_types"] = [[[full["attention_layers"][i] for i in chosen], 1]]
         config.pop("attention_layers", None)

@@ -2,6 +2,9 @@
 
 Batch 1 is another graph in most decoders; lengths that are no multiple of 8 pad their masks; past
 a sliding window another mask is made. A label names the cell of this grid a size falls in.
+
+One token is a domain of its own, and so is any size of a model whose events depend on the length
+(Mamba's reference loop over positions): a label `at.B.S.T` is proved for that size alone.
 """
 
 from __future__ import annotations
@@ -39,8 +42,15 @@ def thresholds(config: Mapping[str, Any], max_positions: int | None) -> tuple[in
 def label(point: Mapping[str, int], limits: tuple[int, ...]) -> str:
     """The domain a size falls in: `bN.s8.0`."""
     B, S, T = point["B"], point["S"], point.get("T", 0)
-    passed = sum(S > limit for limit in limits)
+    if S == 1 or T == 1:
+        return exact_label(point)
+    passed = sum(limit < S for limit in limits)
     return f"{'b1' if B == 1 else 'bN'}.{'s8' if S % 8 == 0 and T % 8 == 0 else 'sx'}.{passed}"
+
+
+def exact_label(point: Mapping[str, int]) -> str:
+    """The domain of one size alone: `at.2.1.0`."""
+    return f"at.{point['B']}.{point['S']}.{point.get('T', 0)}"
 
 
 def all_labels(limits: tuple[int, ...]) -> list[str]:
@@ -53,6 +63,9 @@ def sample_points(
     name: str, limits: tuple[int, ...], max_positions: int | None, *, target: bool, count: int
 ) -> list[dict[str, int]]:
     """Up to `count` sizes in a domain, unlike enough that no two monomials agree on them."""
+    if name.startswith("at."):
+        B, S, T = (int(number) for number in name.split(".")[1:])
+        return [{"B": B, "S": S, "T": T} if target else {"B": B, "S": S}]
     batch, alignment, passed = name.split(".")
     table = _ALIGNED if alignment == "s8" else _UNALIGNED
     low = limits[int(passed) - 1] if int(passed) else 0

@@ -16,11 +16,15 @@ from rigsize.trace.recorder import (
     RawEvent,
     RawTrace,
 )
-from rigsize.trace.sizes import Expression, NotFitted, fit, monomials_at
+from rigsize.trace.sizes import Expression, NotFitted, evaluate, fit, monomials_at
 
 
 class NotFolded(Exception):
     """The traces do not have the shape that tiling needs; says why."""
+
+
+class LengthDependent(NotFolded):
+    """Sizes of one domain give other events: no expression in sizes can hold, at any depth."""
 
 
 def shape_of(trace: RawTrace) -> list[tuple[Any, ...]]:
@@ -43,11 +47,14 @@ def fold(
     (from 1; entry 0 is unused): layers of equal context must have equal templates.
     """
     first = traces[0]
-    for other, point in zip(traces[1:], points[1:], strict=True):
-        if shape_of(other) != shape_of(first):
-            raise NotFolded(f"other events at {dict(point)} than at {dict(points[0])}")
     for trace in traces:
         _give_back_layer_deaths(trace, stacks)
+    for other, point in zip(traces[1:], points[1:], strict=True):
+        if shape_of(other) != shape_of(first):
+            raise LengthDependent(
+                f"{len(other.events)} events at {dict(point)},"
+                f" {len(first.events)} at {dict(points[0])}"
+            )
     names = _Namer(first, stacks)
     sizes = _Sizes(traces, points)
     segments = _segments(first.events)
@@ -73,8 +80,62 @@ def fold(
     return Body(tuple(templates), tuple(names.births), tuple(schedule))
 
 
+def mismatch(
+    body: Body, trace: RawTrace, point: Mapping[str, int], stacks: Sequence[tuple[str, int]]
+) -> str:
+    """The first difference between a trace and what `body` says at `point`; empty if none.
+
+    Whole sequence: operator, order, place, birth and death by storage, bytes.
+    """
+    _give_back_layer_deaths(trace, stacks)
+    names = _Namer(trace, stacks)
+    if tuple(names.births) != body.births:
+        return f"{sum(names.births)} storages against {sum(body.births)}"
+    segments = _segments(trace.events)
+    if [s[:2] for s in segments] != [s[:2] for s in body.schedule]:
+        return "the layers run in another order"
+    values = monomials_at(point)
+    for (phase, group, indices), (_, _, number) in zip(segments, body.schedule, strict=True):
+        template = body.templates[number]
+        if len(indices) != len(template):
+            return f"{phase} of {group}: {len(indices)} events against {len(template)}"
+        for index, event in zip(indices, template, strict=True):
+            traced = _named(trace.events[index], names)
+            if traced != _at(event, values):
+                return f"{phase} of {group}: {traced} against {_at(event, values)}"
+    return ""
+
+
+def _at(event: Event, values: Mapping[str, int]) -> tuple[Any, ...]:
+    """The event with its sizes at one point, in the order of `_named`."""
+    return (
+        event.kind,
+        event.ref,
+        event.op,
+        event.module,
+        evaluate(event.size, values),
+        tuple(evaluate(n, values) for n in event.numbers),
+        event.label,
+        event.outputs,
+    )
+
+
+def _named(raw: RawEvent, names: _Namer) -> tuple[Any, ...]:
+    """The traced event as `Event`'s fields, sizes as numbers."""
+    return (
+        KIND_NAMES[raw.kind],
+        names.ref(raw.storage, raw.group),
+        raw.op.removeprefix("aten::"),
+        names.module(raw.module),
+        raw.num_bytes if raw.kind == ALLOC else 0,
+        raw.numbers,
+        tuple(names.module(x) if isinstance(x, str) else x for x in raw.label),
+        tuple(names.ref(s, raw.group) for s in raw.outputs),
+    )
+
+
 def _difference(left: tuple[Event, ...], right: tuple[Event, ...]) -> str:
-    for a, b in zip(left, right):
+    for a, b in zip(left, right, strict=False):
         if a != b:
             return f"{a} against {b}"
     return f"{len(left)} against {len(right)} events"
@@ -214,6 +275,7 @@ class _Sizes:
 
 def _event(trace: RawTrace, index: int, names: _Namer, sizes: _Sizes) -> Event:
     raw = trace.events[index]
+    kind, ref, op, module, _, _, label, outputs = _named(raw, names)
     peers = [t.events[index] for t in sizes.traces]
     size: Expression = ()
     if raw.kind == ALLOC:
@@ -222,14 +284,4 @@ def _event(trace: RawTrace, index: int, names: _Namer, sizes: _Sizes) -> Event:
         sizes.of(column, f"{raw.op} in {raw.module}")
         for column in zip(*(p.numbers for p in peers), strict=True)
     )
-    label = tuple(names.module(x) if isinstance(x, str) else x for x in raw.label)
-    return Event(
-        KIND_NAMES[raw.kind],
-        names.ref(raw.storage, raw.group),
-        raw.op.removeprefix("aten::"),
-        names.module(raw.module),
-        size,
-        numbers,
-        label,
-        tuple(names.ref(s, raw.group) for s in raw.outputs),
-    )
+    return Event(kind, ref, op, module, size, numbers, label, outputs)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rigsize.trace.domains import label
+from rigsize.trace.domains import exact_label, label
 from rigsize.trace.sizes import Expression
 
 SCHEMA_VERSION = 1
@@ -106,7 +106,7 @@ class Profile:
     key: TraceKey
     versions: dict[str, str]
     representative: tuple[tuple[int, ...], ...]
-    """Per stack: for each full layer, the traced layer (from 0 within the stack) it is tiled from."""
+    """Per stack: for each full layer, the traced layer (from 0 in the stack) it is tiled from."""
     traced_depths: tuple[int, ...]
     """Per stack: layers of the traced model."""
     stack_paths: tuple[str, ...]
@@ -120,6 +120,8 @@ class Profile:
     def body_at(self, point: Mapping[str, int]) -> Body | None:
         """The body proved for a size {B, S, T}; None outside the proved domains."""
         index = self.domains.get(label(point, self.limits))
+        if index is None:
+            index = self.domains.get(exact_label(point))
         return None if index is None else self.bodies[index]
 
     def traced_layers(self) -> list[list[int]]:

@@ -13,15 +13,21 @@ from rigsize.errors import TraceFailed
 from rigsize.trace.capture import Traced, named_parameters
 from rigsize.trace.depth import Depth, reduce_depth
 from rigsize.trace.domains import label, sample_points, thresholds
-from rigsize.trace.fold import NotFolded, fold
+from rigsize.trace.fold import LengthDependent, NotFolded, fold, mismatch
 from rigsize.trace.model import BuildOptions, load_config
 from rigsize.trace.profile import Body, Profile, Tensor, TraceKey
 from rigsize.trace.recorder import RawTrace
 from rigsize.trace.sizes import fit, monomials_at
 
 FIT_POINTS = 5
+PROOFS = 2
+"""Fresh traces that a body fitted in one domain must foretell to hold in another."""
 MOST_FULL_LAYERS = 64
 """A model whose layers cannot be tiled is traced whole up to this depth."""
+
+
+class LengthMatters(TraceFailed):
+    """No domain holds more than one size: a loop over positions, as in Mamba's reference code."""
 
 
 class Session:
@@ -48,32 +54,49 @@ class Session:
 
     def profile(self, labels: Iterable[str]) -> Profile:
         """The profile with every domain of `labels`; TraceFailed when none can be had."""
+        wanted = [(name, points) for name in labels if (points := self._points(name))]
+        if not wanted:
+            raise TraceFailed("model", self.values.get("model_type"), "no size can be traced")
+        # Unaligned lengths first: their sizes tell a padded length from a plain one, so that the
+        # aligned domains can often be proved from the same body instead of being fitted again.
+        wanted.sort(key=lambda item: ".sx." not in item[0])
+        while True:
+            try:
+                return self._profile(wanted)
+            except LengthDependent as error:
+                raise LengthMatters(
+                    "model",
+                    self.values.get("model_type"),
+                    f"which operators run depends on the size of the batch ({error})",
+                    hint="only the very size that is asked for can be traced",
+                ) from error
+            except NotFolded as error:
+                self._widen(error)
+
+    def _profile(self, wanted: list[tuple[str, list[dict[str, int]]]]) -> Profile:
         bodies: list[Body] = []
         domains: dict[str, int] = {}
-        tensors: tuple[Tensor, ...] = ()
-        for name in labels:
-            points = self._points(name)
-            if not points:
-                continue
-            body, first = self._body(points)
+        for name, points in wanted:
+            body = self._body(points, bodies)
             if body not in bodies:
                 bodies.append(body)
             domains[name] = bodies.index(body)
-            tensors = tensors or self._tensors(first, points)
-        if not bodies:
-            raise TraceFailed("model", self.values.get("model_type"), "no size can be traced")
-        depth, traced = self._model()
+        depth, stacks = self._model()[0], self._stacks()
         return Profile(
             key=self.key,
             versions=versions(),
-            representative=depth.representative if self._stacks() else (),
-            traced_depths=depth.depths if self._stacks() else (),
-            stack_paths=tuple(path for path, _ in self._stacks()),
-            tensors=tensors,
+            representative=depth.representative if stacks else (),
+            traced_depths=depth.depths if stacks else (),
+            stack_paths=tuple(path for path, _ in stacks),
+            tensors=self._tensors(wanted[0][1]),
             bodies=tuple(bodies),
             domains=domains,
             limits=self.limits,
         )
+
+    def differs(self, body: Body, point: Mapping[str, int]) -> str:
+        """The first difference between a fresh trace and `body` at a size; empty if none."""
+        return mismatch(body, self.record(point), point, self._stacks())
 
     def record(self, point: Mapping[str, int], *, full_depth: bool = False) -> RawTrace:
         """One concrete trace; `full_depth` traces every layer (for proofs)."""
@@ -109,37 +132,38 @@ class Session:
             return matching
         return matching[: len(expected)] if _prefix_matches(matching, expected) else []
 
-    def _body(self, points: list[dict[str, int]]) -> tuple[Body, RawTrace]:
-        """Folds at the present radius; a wider context, then the full depth, when refused."""
-        while True:
-            depth, traced = self._model()
-            stacks = self._stacks()
-            traced.stacks = [s for s in traced.stacks if s[0] in [path for path, _ in stacks]]
-            traces = [self.record(point) for point in points]
-            contexts = [0, *depth.contexts] if stacks else [0]
-            try:
-                if depth.reduced and not stacks:
-                    raise NotFolded("the layers are in no list that the config's depth describes")
-                return fold(traces, points, stacks, contexts), traces[0]
-            except NotFolded as error:
-                self._widen(error, depth)
+    def _body(self, points: list[dict[str, int]], known: list[Body]) -> Body:
+        """A body that is known and proved here by PROOFS fresh traces, else a new one."""
+        depth, traced = self._model()
+        stacks = self._stacks()
+        if depth.reduced and not stacks:
+            raise NotFolded("the layers are in no list that the config's depth describes")
+        traced.stacks = [s for s in traced.stacks if s[0] in [path for path, _ in stacks]]
+        traces: list[RawTrace] = []
+        for point in points[:PROOFS]:
+            if not known:
+                break
+            traces.append(self.record(point))
+            known = [b for b in known if not mismatch(b, traces[-1], point, stacks)]
+        if known:
+            return known[0]
+        traces += [self.record(point) for point in points[len(traces) :]]
+        return fold(traces, points, stacks, [0, *depth.contexts] if stacks else [0])
 
-    def _widen(self, error: NotFolded, depth: Depth) -> None:
-        if self._radius == 0:
-            raise TraceFailed(
-                "model", self.values.get("model_type"), f"its events cannot be expressed: {error}"
-            ) from error
-        self._radius = {1: 2, 2: 0}[self._radius]
-        full = sum(len(stack) for stack in depth.representative)
-        if self._radius == 0 and full > MOST_FULL_LAYERS:
-            raise TraceFailed(
-                "model",
-                self.values.get("model_type"),
-                f"its {full} layers are too many to trace whole and cannot be tiled: {error}",
-            ) from error
+    def _widen(self, error: NotFolded) -> None:
+        """A wider context, then the full depth; TraceFailed when that is refused too."""
+        full = sum(len(stack) for stack in self._model()[0].representative)
+        self._radius = {1: 2, 2: 0, 0: -1}[self._radius]
         self._traced = None
+        if self._radius < 0:
+            problem = f"its events cannot be expressed: {error}"
+        elif self._radius == 0 and full > MOST_FULL_LAYERS:
+            problem = f"its {full} layers are too many to trace whole, untileable: {error}"
+        else:
+            return
+        raise TraceFailed("model", self.values.get("model_type"), problem) from error
 
-    def _tensors(self, first: RawTrace, points: list[dict[str, int]]) -> tuple[Tensor, ...]:
+    def _tensors(self, points: list[dict[str, int]]) -> tuple[Tensor, ...]:
         _, traced = self._model()
         stacks = self._stacks()
         tensors = [

@@ -62,10 +62,13 @@ def evaluate(expression: Expression, values: Mapping[str, int]) -> int:
 def fit(samples: Sequence[int], points: Sequence[Mapping[str, int]]) -> Expression:
     """The expression with the fewest terms that gives `samples[i]` at `points[i]`.
 
-    `points` are already turned into monomial values. Raises NotFitted.
+    `points` are already turned into monomial values; of a single one the size is a constant.
+    Raises NotFitted.
     """
     if not any(samples):
         return ()
+    if len(points) == 1:
+        return ((samples[0], "1"),)
     for terms in range(1, min(MAX_TERMS, len(points) - 1) + 1):
         for names in itertools.combinations(_distinct(points), terms):
             found = _solve(samples, points, names)
@@ -90,14 +93,17 @@ def _solve(
     samples: Sequence[int], points: Sequence[Mapping[str, int]], names: tuple[str, ...]
 ) -> Expression | None:
     size = len(names)
-    rows = [[Fraction(p[n]) for n in names] + [Fraction(s)] for p, s in zip(points, samples)]
+    rows = [
+        [Fraction(p[n]) for n in names] + [Fraction(s)]
+        for p, s in zip(points, samples, strict=True)
+    ]
     solution = _gauss([row[:] for row in rows[:size]], size)
     if solution is None or any(c.denominator != 1 or c == 0 for c in solution):
         return None
     for row in rows[size:]:
-        if sum(c * x for c, x in zip(solution, row)) != row[-1]:
+        if sum(c * x for c, x in zip(solution, row, strict=False)) != row[-1]:
             return None
-    return tuple((int(c), n) for c, n in zip(solution, names))
+    return tuple((int(c), n) for c, n in zip(solution, names, strict=True))
 
 
 def _gauss(rows: list[list[Fraction]], size: int) -> list[Fraction] | None:
@@ -110,5 +116,5 @@ def _gauss(rows: list[list[Fraction]], size: int) -> list[Fraction] | None:
         for r in range(size):
             if r != column and rows[r][column] != 0:
                 factor = rows[r][column]
-                rows[r] = [x - factor * y for x, y in zip(rows[r], rows[column])]
+                rows[r] = [x - factor * y for x, y in zip(rows[r], rows[column], strict=True)]
     return [rows[i][-1] for i in range(size)]

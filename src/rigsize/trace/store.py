@@ -2,10 +2,14 @@
 
 Tracing runs in a child process with limits on time and memory (`trace.child`): one architecture
 in transformers aborts the interpreter, and an abort must be an answer, not a crash.
+
+What ships is one file a config, `<digest>.profiles`: a line of JSON, {key: [offset, length]} with
+offsets from the end of that line, then the packed profiles one after another.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from importlib import metadata
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rigsize.errors import TraceFailed
+from rigsize.trace.domains import label
 from rigsize.trace.profile import Profile, TraceKey, unpack
 
 if TYPE_CHECKING:
@@ -23,21 +28,64 @@ PACKAGED = Path(__file__).parent / "profiles"
 
 def find_profile(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -> Profile:
     """A profile of `key` proved for a size: shipped, cached, else traced and cached."""
-    for folder in (PACKAGED, cache_folder()):
-        profile = read_profile(folder / file_name(key))
-        if profile is not None and profile.body_at(point) is not None:
-            return profile
+    path = cache_folder() / file_name(key, point)
+    profile = read_packaged(key)
+    if profile is None or profile.body_at(point) is None:
+        profile = read_profile(path)
+    if profile is not None and profile.body_at(point) is not None:
+        return profile
     from rigsize.trace.child import trace_in_child
 
     data = trace_in_child(source, key, point)
-    path = cache_folder() / file_name(key)
     _write(path, data)
     return unpack(data)
 
 
-def file_name(key: TraceKey) -> str:
-    """One file a key."""
-    return f"{key.text()}.profile"
+def pack_file(config_digest: str) -> Path:
+    """The shipped profiles of one config."""
+    return PACKAGED / f"{config_digest}.profiles"
+
+
+def read_packaged(key: TraceKey) -> Profile | None:
+    """The shipped profile of a key; None if there is none."""
+    try:
+        with pack_file(key.config_digest).open("rb") as file:
+            index = json.loads(file.readline())
+            offset, length = index[key.text()]
+            file.seek(offset, os.SEEK_CUR)
+            return unpack(file.read(length))
+    except (OSError, KeyError):
+        return None
+
+
+def read_pack(path: Path) -> dict[str, bytes]:
+    """Every packed profile in a shipped file by its key; empty if there is no such file."""
+    if not path.exists():
+        return {}
+    line, _, blobs = path.read_bytes().partition(b"\n")
+    return {name: blobs[start : start + size] for name, (start, size) in json.loads(line).items()}
+
+
+def write_pack(path: Path, profiles: Mapping[str, bytes]) -> None:
+    """Writes a shipped file whole; a reader sees the old one or the new one."""
+    index, offset = {}, 0
+    for name, data in sorted(profiles.items()):
+        index[name] = (offset, len(data))
+        offset += len(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    head = json.dumps(index, separators=(",", ":")).encode() + b"\n"
+    partial.write_bytes(head + b"".join(profiles[name] for name in index))
+    partial.replace(path)
+
+
+def file_name(key: TraceKey, point: Mapping[str, int]) -> str:
+    """One cached file a key and domain: what a child traces is proved for the domain asked for.
+
+    The lengths that bound the domains are the model's own, so the batch and alignment name all
+    that is known before the trace; a file of another length's domain is traced anew.
+    """
+    return f"{key.text()}-{label(point, ())}.profile"
 
 
 def read_profile(path: Path) -> Profile | None:
@@ -51,10 +99,11 @@ def read_profile(path: Path) -> Profile | None:
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/rigsize/profiles/<torch>-<transformers>`, the versions being installed ones."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    """`$XDG_CACHE_HOME/rigsize/profiles/v1-TORCH-TRANSFORMERS`, of the installed minor versions."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    base = Path(given) if given else Path.home() / ".cache"
     installed = "-".join(_minor(name) for name in ("torch", "transformers"))
-    return Path(base) / "rigsize" / "profiles" / f"v1-{installed}"
+    return base / "rigsize" / "profiles" / f"v1-{installed}"
 
 
 def _minor(package: str) -> str:
@@ -74,4 +123,15 @@ def _write(path: Path, data: bytes) -> None:
         return  # a cache that cannot be written costs the next call its time, nothing else
 
 
-__all__ = ["PACKAGED", "TraceFailed", "cache_folder", "file_name", "find_profile", "read_profile"]
+__all__ = [
+    "PACKAGED",
+    "TraceFailed",
+    "cache_folder",
+    "file_name",
+    "find_profile",
+    "pack_file",
+    "read_pack",
+    "read_packaged",
+    "read_profile",
+    "write_pack",
+]
