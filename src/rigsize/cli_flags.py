@@ -1,0 +1,181 @@
+"""Every flag of every verb, once: the command line, the keys of a spec file and their tests.
+
+All values arrive as text and are parsed by `cli_job`, so that each mistake is one line of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MODEL", "VERBS", "VERBS_LATER", "Flag"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One option."""
+
+    name: str
+    """Without its dashes; the key of a spec file is the same with underscores."""
+    help: str = ""
+    values: str = "TEXT"
+    """What to write behind it, for the help."""
+    switch: bool = False
+    """Takes no value."""
+    negatable: bool = False
+    """A switch that also exists as `--no-NAME`."""
+    later: bool = False
+    """Of the contract, refused by name until it is answered."""
+
+    @property
+    def key(self) -> str:
+        """The name in a spec file and as a Python parameter."""
+        return self.name.replace("-", "_")
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """As typed: `--json`, `--padding-in-batch` and `--no-padding-in-batch`."""
+        return (f"--{self.name}", *([f"--no-{self.name}"] if self.negatable else []))
+
+
+MODEL = Flag(name="model", help="Bundled name, folder, config.json or hub id.", values="MODEL")
+
+
+def _flag(name: str, values: str, help_: str) -> Flag:
+    return Flag(name=name, help=help_, values=values)
+
+
+def _switch(name: str, help_: str, *, negatable: bool = False) -> Flag:
+    return Flag(name=name, help=help_, switch=True, negatable=negatable)
+
+
+def _later(*names: str) -> tuple[Flag, ...]:
+    return tuple(Flag(name=name, later=True) for name in names)
+
+
+_WHAT = (
+    _flag(
+        "task",
+        "TASK",
+        "sequence-classification, token-classification, masked-lm, causal-lm, seq2seq-lm or"
+        " embedding; by default what the architecture is mostly used for.",
+    ),
+    _flag("num-labels", "N", "Classes of a classification head; 3 by default."),
+    _flag("use", "USE", "inference, fine-tuning (the default) or pre-training."),
+    _flag(
+        "max-length",
+        "S",
+        "Tokens a text; by default 512 (decoders 1024), never more than the model's positions.",
+    ),
+    _flag("max-target-length", "T", "Target tokens a text, seq2seq-lm only; --max-length else."),
+    _flag("padding", "HOW", "fixed (the default) or dynamic."),
+    _switch(
+        "padding-in-batch",
+        "Whether batches hold padded positions (yes by default): it decides the mask and with it"
+        " the attention kernel.",
+        negatable=True,
+    ),
+    _flag("examples", "N", "Texts an epoch; memory does not depend on it."),
+    _flag("epochs", "N", "Epochs; memory does not depend on it."),
+)
+_HOW = (
+    _flag("method", "METHOD", "full; lora, qlora and others are not answered yet."),
+    _flag(
+        "precision",
+        "POLICY",
+        "fp32 (the default), tf32, amp-bf16, amp-fp16, bf16, fp16 (inference) or fp16-master.",
+    ),
+    _flag(
+        "optim",
+        "OPTIMIZER",
+        "adamw (= adamw-foreach, torch's default on CUDA), adamw-fused, adamw-loop, adamw-8bit,"
+        " adafactor, sgd or sgd-momentum.",
+    ),
+    _flag("batch-size", "B|auto", "Texts a GPU at a time; 8 by default. auto: the largest."),
+    _flag("global-batch", "N", "Texts an optimizer step; sets the accumulation."),
+    _flag("grad-accum", "N|auto", "Micro-batches an optimizer step; auto needs --global-batch."),
+    _flag("attention", "KIND", "sdpa (the default), eager or flash."),
+    _flag("recompute", "WHAT", "none (the default) or block: activations are computed again."),
+    _flag("loss", "WHERE", "all; masked and chunked are not answered yet."),
+    _flag("max-grad-norm", "X", "Norm that gradients are clipped to, 0 for none; 1 by default."),
+    _switch(
+        "hold-output",
+        "Whether the loop keeps the model's output through the backward pass (yes by default).",
+        negatable=True,
+    ),
+    _flag("parallel", "HOW", "single; ddp, fsdp, zero1 and others are not answered yet."),
+    _flag("offload", "WHAT", "none; cpu, optimizer and others are not answered yet."),
+)
+_FROM = (
+    _flag("spec", "FILE", "TOML file of these flags, as keys; the command line wins over it."),
+    _switch("trust-remote-code", "Allow a model's own code, which runs on this machine."),
+    _switch("offline", "Never ask the hub."),
+)
+_JSON = _switch("json", "One JSON document on stdout, errors too.")
+_LATER = _later(
+    "lora-rank",
+    "lora-targets",
+    "adapter-dtype",
+    "prompt-length",
+    "max-new-tokens",
+    "mask-share",
+    "data",
+)
+
+VERBS: dict[str, tuple[Flag, ...]] = {
+    "estimate": (
+        *_WHAT,
+        *_HOW,
+        _flag(
+            "gpus",
+            "NAME[:N]",
+            "The card: A100-80GB, H100, L4, cpu, ...; `rigsize gpus` lists them.",
+        ),
+        _flag("headroom", "SIZE|%", "Memory of the card to leave free: 2GiB or 10%."),
+        _flag("fail-over", "SIZE", "Exit with 3 when the peak is above this: 24GiB."),
+        *_FROM,
+        _switch("explain", "Who holds the bytes at the peak, and how memory moves in a step."),
+        _JSON,
+        *_LATER,
+    ),
+    "table": (_JSON,),
+    "measure": (
+        *_WHAT,
+        *_HOW,
+        _flag("device", "DEVICE", "cpu or cuda; by default cuda where torch sees one."),
+        _flag("steps", "N", "Optimizer steps, 3 or more (the default)."),
+        _flag("seed", "N", "Of the random weights and tokens; 0 by default."),
+        _flag("suite", "FILE", "Run a file of jobs instead of one model: TOML or JSON lines."),
+        _flag("max-minutes", "N", "With --suite: no job is started after, a running one ends."),
+        _flag(
+            "out",
+            "PATH",
+            "Where Records go: a folder (one model; by default under the user's data folder), or"
+            " with --suite a file that is appended to and taken up again.",
+        ),
+        *_FROM,
+        _JSON,
+        *_LATER,
+    ),
+    "validate": (
+        _flag("cases", "FILE", "Published cases; validation/cases.toml by default."),
+        _flag("records", "FOLDER", "Records; validation/records by default."),
+        _flag("page", "FILE", "The page to write; docs/validation.md by default."),
+        _JSON,
+    ),
+    "gpus": (_JSON,),
+}
+"""The flags of each verb; `estimate` and `measure` take a MODEL before them."""
+
+VERBS_LATER = (
+    "train",
+    "plan",
+    "offers",
+    "data",
+    "records",
+    "calibrate",
+    "compare",
+    "fit",
+    "emit",
+    "serve",
+)
+"""Verbs of the contract that a later release answers."""

@@ -1,0 +1,361 @@
+"""From the flags of a verb to the records of a question, and what was chosen for the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rigsize.cli_flags import MODEL, VERBS
+from rigsize.errors import SpecError, UnsupportedCombination, nearest
+from rigsize.hardware import Accelerator, parse_gpus
+from rigsize.models import ModelSource, default_task, heads_of, max_positions, resolve_model
+from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.spec.checks import integer, one_of
+from rigsize.spec.strategy import NOT_YET, OPTIMIZER_ALIASES
+from rigsize.units import format_bytes, parse_bytes
+
+__all__ = ["Job", "Settings", "Target", "parse_job", "parse_target", "read_spec"]
+
+ASSUMED_GPU = "A100-40GB"
+"""The card of the article that the seed's tables come from; always said to be assumed."""
+ASSUMED_BATCH = 8
+"""transformers' own default, `per_device_train_batch_size`."""
+ENCODER_LENGTH = 512
+"""What BERT, RoBERTa and T5 were trained at."""
+DECODER_LENGTH = 1024
+"""The default `max_length` of TRL's SFTConfig."""
+MOST_GLOBAL_BATCH = 10**9
+_ANSWERED = {"parallel": "single", "offload": "none", "method": "full", "loss": "all"}
+_LATER_PRECISIONS = ("int8", "int4")
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+_LARGEST_SPEC_BYTES = 1024**2
+
+
+@dataclass(slots=True)
+class Settings:
+    """What was given, by flag key; text, or a bool for a switch."""
+
+    given: Mapping[str, str | bool]
+    assumed: list[str] = field(default_factory=list)
+    """Choices made where nothing was given, in words."""
+    warnings: list[str] = field(default_factory=list)
+    """Settings without effect."""
+
+    def text(self, name: str) -> str | None:
+        """The value of a flag, None where it was not given."""
+        value = self.given.get(name.replace("-", "_"))
+        return value if isinstance(value, str) else None
+
+    def switch(self, name: str, default: bool = False) -> bool:
+        """A switch."""
+        value = self.given.get(name.replace("-", "_"))
+        return value if isinstance(value, bool) else default
+
+    def integer(self, name: str) -> int | None:
+        """A whole number; the records check its range."""
+        text = self.text(name)
+        return None if text is None else _whole(name, text)
+
+    def or_assumed(self, name: str, default: str, why: str = "") -> str:
+        """The value of a flag, or the default, which is then said to be assumed."""
+        text = self.text(name)
+        if text is not None:
+            return text
+        self.assumed.append(f"{name} {default}{f': {why}' if why else ''}")
+        return default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be done and how; on what is a Target."""
+
+    source: ModelSource
+    workload: Workload
+    strategy: Strategy
+    """With a micro-batch of 1 where it is `auto`."""
+    auto_batch: bool
+    global_batch: int | None
+    """As asked for; the one that is run may be larger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """On what, and the limits that the user sets."""
+
+    cluster: Cluster
+    """Its capacity is already less by the headroom."""
+    headroom_bytes: int
+    fail_over_bytes: int | None
+    note: str | None
+
+
+def read_spec(path: str, verb: str) -> dict[str, str | bool]:
+    """A TOML file of a verb's flags; an unknown key is refused with the nearest."""
+    flags = {flag.key: flag for flag in (MODEL, *VERBS[verb]) if flag.name != "spec"}
+    given: dict[str, str | bool] = {}
+    for written, value in _toml(Path(path)).items():
+        key = written.replace("-", "_")
+        if key not in flags:
+            raise SpecError(f"{path}: {written}", value, "unknown key", nearest=nearest(key, flags))
+        given[key] = _spec_value(f"{path}: {written}", value, flags[key].switch)
+    return given
+
+
+def _toml(file: Path) -> Mapping[str, Any]:
+    import tomllib  # late: few runs have a file
+
+    try:
+        if not file.is_file():
+            raise SpecError("spec", str(file), "no such file")
+        if file.stat().st_size > _LARGEST_SPEC_BYTES:
+            raise SpecError("spec", str(file), "too large", allowed=("up to 1 MiB",))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError("spec", str(file), f"cannot be read as TOML ({error})") from None
+
+
+def _spec_value(field_: str, value: object, switch: bool) -> str | bool:
+    if switch and isinstance(value, bool):
+        return value
+    if switch:
+        raise SpecError(field_, value, "not a switch", allowed=("true", "false"))
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SpecError(field_, value, "not a text or a number")
+    if isinstance(value, int) and abs(value) >= 10**18:
+        raise SpecError(field_, value, "absurdly large")
+    return str(value)
+
+
+def parse_job(settings: Settings) -> Job:
+    """The question; SizingError for what is wrong or not answered yet."""
+    _refuse_later(settings)
+    name = settings.text("model")
+    if name is None:
+        raise SpecError("model", None, "missing", hint="rigsize estimate MODEL")
+    strategy, auto, global_batch = _strategy(settings)
+    source = resolve_model(
+        name,
+        trust_remote_code=settings.switch("trust-remote-code"),
+        allow_network=not settings.switch("offline"),
+    )
+    workload = _workload(settings, name, source.config)
+    if not workload.training:
+        _warn_training_only(settings)
+        strategy = replace(strategy, accumulation=1)
+    return Job(
+        source=source,
+        workload=workload,
+        strategy=strategy,
+        auto_batch=auto,
+        global_batch=global_batch if workload.training else None,
+    )
+
+
+def _refuse_later(settings: Settings) -> None:
+    """The contract's values that a later release answers, by name."""
+    for flag in VERBS["estimate"]:
+        value = settings.text(flag.name)
+        if flag.later and value is not None:
+            raise UnsupportedCombination(flag.name, value, "not answered yet")
+    for name, answered in _ANSWERED.items():
+        _refuse_value(settings, name, NOT_YET[name])
+        value = settings.text(name)
+        if value is not None:
+            one_of(name, value, (answered, *NOT_YET[name]))
+    _refuse_value(settings, "recompute", NOT_YET["recompute"])
+    _refuse_value(settings, "precision", _LATER_PRECISIONS)
+    _refuse_value(settings, "padding", ("unpadded",))
+
+
+def _refuse_value(settings: Settings, name: str, later: Iterable[str]) -> None:
+    value = settings.text(name)
+    if value is not None and value in tuple(later):
+        answered = (_ANSWERED[name],) if name in _ANSWERED else ()
+        raise UnsupportedCombination(name, value, "not answered yet", allowed=answered)
+
+
+# -- what ---------------------------------------------------------------------------------------
+
+
+def _workload(settings: Settings, name: str, config: Mapping[str, Any]) -> Workload:
+    use = settings.or_assumed("use", "fine-tuning")
+    task = settings.text("task")
+    if task is None:
+        task = settings.or_assumed("task", _usual_task(config, use))
+    length = settings.integer("max-length")
+    if length is None:
+        length = int(settings.or_assumed("max-length", *_usual_length(config, task)))
+    target = settings.integer("max-target-length")
+    if task == "seq2seq-lm" and target is None:
+        settings.assumed.append(f"max-target-length {length}: as long as the input")
+    if settings.text("padding") == "dynamic":
+        settings.assumed.append("dynamic padding: a batch whose longest text has max-length tokens")
+    optional: dict[str, Any] = {
+        key: value
+        for key in ("num_labels", "examples", "epochs")
+        if (value := settings.integer(key)) is not None
+    }
+    return Workload(
+        model=name,
+        task=task,
+        use=use,
+        max_length=length,
+        max_target_length=target,
+        padding=settings.text("padding") or "fixed",
+        padding_in_batch=settings.switch("padding-in-batch", default=True),
+        **optional,
+    )
+
+
+def _usual_task(config: Mapping[str, Any], use: str) -> str:
+    """What one does with it; pre-training needs a head that predicts tokens."""
+    usual = default_task(config)
+    if use != "pre-training" or usual.endswith("-lm"):
+        return usual
+    heads = heads_of(config)
+    return next((t for t in ("masked-lm", "causal-lm", "seq2seq-lm") if t in heads), usual)
+
+
+def _usual_length(config: Mapping[str, Any], task: str) -> tuple[str, str]:
+    """(tokens, why)."""
+    longest = max_positions(config)
+    usual = DECODER_LENGTH if task == "causal-lm" else ENCODER_LENGTH
+    why = "TRL's default" if task == "causal-lm" else "what such models are trained at"
+    if longest is not None and longest < usual:
+        return str(longest), "all the positions it has"
+    return str(usual), why
+
+
+def _warn_training_only(settings: Settings) -> None:
+    for name in ("optim", "grad-accum", "global-batch", "max-grad-norm"):
+        if settings.text(name) is not None:
+            settings.warnings.append(f"--{name} has no effect on inference")
+    if settings.text("recompute") not in (None, "none"):
+        settings.warnings.append("--recompute has no effect on inference")
+
+
+# -- how ----------------------------------------------------------------------------------------
+
+
+def _strategy(settings: Settings) -> tuple[Strategy, bool, int | None]:
+    """(strategy, whether the batch is to be found, the global batch asked for)."""
+    inference = settings.text("use") == "inference"
+    silent = Settings(settings.given)  # what does not matter is not said to be assumed
+    training = silent if inference else settings
+    optimizer = training.or_assumed("optim", "adamw", "adamw-foreach, torch's default on CUDA")
+    batch = settings.or_assumed("batch-size", str(ASSUMED_BATCH), "transformers' default")
+    auto = batch == "auto"
+    micro = 1 if auto else _whole("batch-size", batch)
+    global_batch = settings.integer("global-batch")
+    if global_batch is not None:
+        integer("global-batch", global_batch, 1, MOST_GLOBAL_BATCH)
+    strategy = Strategy(
+        precision=settings.or_assumed("precision", "fp32"),
+        optimizer=OPTIMIZER_ALIASES.get(optimizer, optimizer),
+        micro_batch=micro,
+        accumulation=_accumulation(settings, micro, global_batch),
+        recompute=settings.text("recompute") or "none",
+        attention=settings.text("attention") or "sdpa",
+        hold_output=settings.switch("hold-output", default=True),
+        max_grad_norm=_norm(settings.text("max-grad-norm")),
+    )
+    return strategy, auto, global_batch
+
+
+def _accumulation(settings: Settings, micro: int, global_batch: int | None) -> int:
+    """`ceil(global / micro)` where a global batch is given; it is set again for an auto batch."""
+    text = settings.text("grad-accum")
+    if global_batch is None:
+        if text == "auto":
+            raise SpecError("grad-accum", text, "auto needs --global-batch")
+        asked = settings.integer("grad-accum")
+        return 1 if asked is None else asked
+    if text not in (None, "auto"):
+        raise UnsupportedCombination(
+            "grad-accum", text, "--global-batch sets the accumulation", hint="give one of the two"
+        )
+    return -(-global_batch // micro) if micro > 0 else 1
+
+
+def _whole(name: str, text: str) -> int:
+    digits = text.strip().replace("_", "")
+    if not _INTEGER.fullmatch(digits):
+        raise SpecError(name, text, "not a whole number of at most 18 digits")
+    return int(digits)
+
+
+def _norm(text: str | None) -> float | None:
+    if text is None:
+        return 1.0
+    try:
+        norm = float(text) if len(text) < 40 else -1.0
+    except ValueError:
+        norm = -1.0
+    if not 0 <= norm < 1e9:
+        raise SpecError("max-grad-norm", text, "not a norm", allowed=("0 for none, or positive",))
+    return norm or None
+
+
+# -- on what ------------------------------------------------------------------------------------
+
+
+def parse_target(settings: Settings) -> Target:
+    """The device, with the headroom taken off its capacity."""
+    text = settings.or_assumed("gpus", ASSUMED_GPU, "the article's card")
+    gpus = parse_gpus(text)
+    if gpus.per_node * gpus.nodes > 1:
+        raise UnsupportedCombination(
+            "gpus", text, "several devices are not answered yet", allowed=("one device",)
+        )
+    fail_over = settings.text("fail-over")
+    headroom = _headroom(settings, gpus.accelerator)
+    return Target(
+        cluster=Cluster(accelerator=_less(gpus.accelerator, headroom)),
+        headroom_bytes=headroom,
+        fail_over_bytes=None if fail_over is None else parse_bytes(fail_over, "fail-over"),
+        note=gpus.assumed_note,
+    )
+
+
+def _headroom(settings: Settings, accelerator: Accelerator) -> int:
+    text = settings.text("headroom")
+    if text is None:
+        return 0
+    capacity = accelerator.capacity_bytes
+    if capacity is None:
+        settings.warnings.append(f"--headroom has no effect: {accelerator.id} has no capacity here")
+        return 0
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", text.strip())
+    wanted = int(capacity * float(share[1]) / 100) if share else parse_bytes(text, "headroom")
+    if wanted >= capacity:
+        allowed = (f"less than {format_bytes(capacity)}, or a share such as 10%",)
+        raise SpecError("headroom", text, "leaves nothing of the card", allowed=allowed)
+    return wanted
+
+
+def _less(accelerator: Accelerator, headroom_bytes: int) -> Accelerator:
+    """The same card with less memory, so that every replay keeps the headroom."""
+    capacity = accelerator.capacity
+    if not headroom_bytes or capacity is None:
+        return accelerator
+    return replace(accelerator, capacity=replace(capacity, value=capacity.value - headroom_bytes))
+
+
+def settle_batch(job: Job, cluster: Cluster, find: Callable[..., int]) -> tuple[Job, bool]:
+    """The job with its batch found by `find` (`search.largest_batch`), and whether any fits."""
+    if not job.auto_batch:
+        return job, True
+    strategy, total = job.strategy, job.global_batch
+    if total is not None:
+        # Accumulating steps keep gradients alive, so a second micro-step has to fit too.
+        strategy = replace(strategy, accumulation=2)
+    found = find(job.source, job.workload, strategy, cluster)
+    micro = max(1, found if total is None else min(found, total))
+    accumulation = job.strategy.accumulation if total is None else -(-total // micro)
+    settled = replace(job.strategy, micro_batch=micro, accumulation=accumulation)
+    return replace(job, strategy=settled), found > 0

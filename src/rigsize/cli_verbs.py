@@ -1,0 +1,396 @@
+"""What each verb does: flags to records, the answer to stdout, the exit code back."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rigsize.cli_flags import VERBS as FLAGS
+from rigsize.cli_job import Job, Settings, Target, parse_job, parse_target, read_spec, settle_batch
+from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
+from rigsize.report.document import render
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from rigsize.estimate import Estimate
+    from rigsize.evidence.validate import Report
+    from rigsize.report.answer import Answer
+    from rigsize.run.record import Record
+    from rigsize.run.suite import SuiteReport
+    from rigsize.search import Edit
+
+__all__ = ["VERBS"]
+
+Given = Mapping[str, str | bool]
+_PATIENCE_S = 1.0
+ASSUMED_MINUTES = 60.0
+
+
+def _say(text: str) -> None:
+    print(f"rigsize: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _waiting(text: str, after_s: float = _PATIENCE_S) -> Iterator[None]:
+    """Says on stderr what takes so long, where it does."""
+    timer = threading.Timer(after_s, _say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _settings(verb: str, given: Given) -> Settings:
+    """The flags, and below them those of `--spec`."""
+    path = given.get("spec")
+    below = read_spec(path, verb) if isinstance(path, str) else {}
+    return Settings({**below, **given})
+
+
+def _print(document: Callable[[], Mapping[str, Any]], as_json: bool, parts: _Parts) -> None:
+    if as_json:
+        print(render(document()))
+        return
+    from rigsize.report.console import write  # late: it imports rich
+
+    write(parts())
+
+
+_Parts = Callable[[], "Iterable[RenderableType]"]
+
+
+# -- estimate -----------------------------------------------------------------------------------
+
+
+def estimate_verb(given: Given) -> int:
+    """`rigsize estimate MODEL`."""
+    settings = _settings("estimate", given)
+    target = parse_target(settings)
+    job = parse_job(settings)
+    for warning in settings.warnings:
+        _say(f"warning: {warning}")
+    explained = settings.switch("explain")
+    answer, explanation = _answer(job, target, settings.assumed, explained)
+
+    def document() -> dict[str, Any]:
+        from rigsize.report.document import estimate_document
+        from rigsize.report.explain import explain_document
+
+        more = {"explain": explain_document(explanation)} if explanation else {}
+        return estimate_document(answer) | more
+
+    def parts() -> Iterator[RenderableType]:
+        from rigsize.report.explain import explain_text
+        from rigsize.report.text import estimate_text
+
+        yield from estimate_text(answer)
+        if explanation:
+            yield from explain_text(explanation)
+
+    _print(document, settings.switch("json"), parts)
+    return answer.exit_code
+
+
+def _answer(
+    job: Job, target: Target, assumed: Iterable[str], explained: bool
+) -> tuple[Answer, Any]:
+    """The Answer, and its Explanation where one is wanted."""
+    from rigsize.estimate import check_workload, estimate, profile_for
+    from rigsize.report.answer import Answer
+    from rigsize.report.explain import explain
+    from rigsize.search import largest_batch
+
+    auto, cluster = job.auto_batch, target.cluster
+    check_workload(job.source, job.workload, job.strategy)
+    with _waiting(f"tracing {job.source.name}, which takes some seconds the first time"):
+        job, any_fits = settle_batch(job, cluster, largest_batch)
+        profile = profile_for(job.source, job.workload, job.strategy, cluster.accelerator)
+        found = estimate(job.source, job.workload, job.strategy, cluster, profile=profile)
+    answer = Answer(
+        estimate=found,
+        assumed=tuple(assumed),
+        notes=tuple(_notes(job, target, auto, any_fits)),
+        requested_headroom_bytes=target.headroom_bytes,
+        fail_over_bytes=target.fail_over_bytes,
+        edits=_edits(found),
+    )
+    return answer, explain(found, profile) if explained else None
+
+
+def _edits(found: Estimate) -> tuple[Edit, ...]:
+    """What would make it fit; nothing is replayed where no change can be enough."""
+    from rigsize.report.answer import least_bytes
+    from rigsize.search import cheapest_edits
+
+    capacity = found.fit.capacity_bytes or 0
+    if found.fit.verdict != "does_not_fit" or least_bytes(found) > capacity:
+        return ()
+    with _waiting("looking for changes that make it fit; each is traced and replayed"):
+        return tuple(cheapest_edits(found))
+
+
+def _notes(job: Job, target: Target, auto: bool, any_fits: bool) -> Iterator[str]:
+    micro = job.strategy.micro_batch
+    if auto:
+        yield f"the largest batch that fits: {micro}" if any_fits else "not even a batch of 1 fits"
+    total = micro * job.strategy.accumulation
+    if job.global_batch is not None and total != job.global_batch:
+        yield f"the global batch is {total:,}, not {job.global_batch:,}: whole micro-batches only"
+    if target.note:
+        yield target.note
+
+
+# -- table and gpus -----------------------------------------------------------------------------
+
+
+def table_verb(given: Given) -> int:
+    """`rigsize table`."""
+    from rigsize.report.table import table_document, table_text
+    from rigsize.seed_table import CLASS_CARDS, FOOTNOTES, RECIPE, predict_table
+
+    with _waiting("tracing the article's models, which takes a minute the first time"):
+        rows = predict_table()
+    more = (RECIPE, FOOTNOTES, CLASS_CARDS)
+    _print(
+        lambda: table_document(rows, *more),
+        bool(given.get("json")),
+        lambda: table_text(rows, *more),
+    )
+    return 0
+
+
+def gpus_verb(given: Given) -> int:
+    """`rigsize gpus`."""
+    from rigsize.hardware import load_accelerators
+    from rigsize.report.gpus import gpus_document, gpus_text
+
+    rows = load_accelerators()
+    _print(lambda: gpus_document(rows), bool(given.get("json")), lambda: gpus_text(rows))
+    return 0
+
+
+# -- measure ------------------------------------------------------------------------------------
+
+
+def measure_verb(given: Given) -> int:
+    """`rigsize measure MODEL`, or a whole suite."""
+    settings = _settings("measure", given)
+    if settings.text("suite") is not None:
+        return _measure_suite(settings, given)
+    if settings.text("max-minutes") is not None:
+        raise UnsupportedCombination(
+            "max-minutes", settings.text("max-minutes"), "only a suite has a time to keep to"
+        )
+    return _measure_one(settings)
+
+
+def _measure_one(settings: Settings) -> int:
+    from rigsize.run.compare import compare, to_json, try_predict
+    from rigsize.run.compare import render as comparison_table
+    from rigsize.run.record import to_json as record_json
+    from rigsize.run.record import write_record
+
+    job = parse_job(settings)
+    if job.auto_batch:
+        raise UnsupportedCombination(
+            "batch-size", "auto", "a measured run needs a number", hint="estimate finds the largest"
+        )
+    for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
+        _say(text)
+    record = _measured(settings, job)
+    with _waiting(f"tracing {job.source.name} for the prediction"):
+        prediction, reason = try_predict(
+            job.source, job.workload, job.strategy, record.device, record.hardware.gpu
+        )
+    comparison = compare(record, prediction, reason)
+    folder = settings.text("out")
+    path = write_record(Path(folder) if folder else _records_folder(), record)
+    _say(f"Record written to {path}")
+    _print(
+        lambda: {"record": record_json(record)} | to_json(comparison),
+        settings.switch("json"),
+        lambda: [comparison_table(comparison)],
+    )
+    return MeasurementFailed.exit_code if record.outcome == "failed" else comparison.exit_code
+
+
+def _measured(settings: Settings, job: Job) -> Record:
+    from rigsize.run.measure import check_job, measure
+
+    device = settings.text("device")
+    steps, seed = settings.integer("steps"), settings.integer("seed")
+    options = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
+    # Before torch is imported: a mistake is told at once.
+    check_job(job.source, job.workload, job.strategy, device or "cpu", **options)
+    device = _device(device)
+    _say(f"running {job.source.name} on {device}: torch starts, then {steps or 3} steps")
+    return measure(job.source, job.workload, job.strategy, device, command=_typed(), **options)
+
+
+def _device(asked: str | None) -> str:
+    """The device; where none is named, cuda if torch sees one."""
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        raise MeasurementFailed(
+            "device",
+            asked or "any",
+            "measuring needs torch and transformers",
+            hint="pip install 'rigsize[trace]'",
+        )
+    if asked is not None:
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _typed() -> str:
+    import shlex
+
+    return shlex.join(["rigsize", *sys.argv[1:]])
+
+
+def _records_folder() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "rigsize" / "records"
+
+
+def _measure_suite(settings: Settings, given: Given) -> int:
+    from rigsize.run.suite import run_suite
+
+    taken = {"suite", "max_minutes", "out", "device", "json"}
+    for key in given:
+        if key not in taken:
+            flag = key.replace("_", "-")
+            raise UnsupportedCombination(flag, given[key], "not with --suite: its jobs say it all")
+    file = Path(settings.text("suite") or "")
+    out = Path(settings.text("out") or f"{file.stem}.records.jsonl")
+    device = settings.text("device")
+    if device not in (None, "cpu", "cuda"):
+        raise SpecError("device", device, "unknown value", allowed=("cpu", "cuda"))
+    minutes = _minutes(settings.text("max-minutes"))
+    report = run_suite(
+        file, minutes, out, _suite_device(device), command=_typed(), progress=_tell_line
+    )
+    _print(lambda: _suite_document(report), settings.switch("json"), lambda: _suite_text(report))
+    return 0
+
+
+def _suite_device(asked: str | None) -> str:
+    """Never asks torch: it would start CUDA before the children are forked."""
+    from rigsize.run import host
+
+    if asked is not None:
+        return _device(asked)
+    found = "cuda" if host.hardware("cuda").gpu else "cpu"
+    _say(f"device: {found}")
+    return found
+
+
+def _minutes(text: str | None) -> float:
+    if text is None:
+        _say(f"assumed: max-minutes {ASSUMED_MINUTES:g}")
+        return ASSUMED_MINUTES
+    try:
+        return float(text) if len(text) < 20 else -1.0
+    except ValueError:
+        raise SpecError("max-minutes", text, "not a number of minutes") from None
+
+
+def _tell_line(line: Mapping[str, Any]) -> None:
+    record = line["record"]
+    outcome = record["outcome"] if record else f"refused: {line['record_unknown_reason']}"
+    _say(f"{line['id']}: {outcome} ({line['wall_s']:.0f} s)")
+
+
+def _suite_document(report: SuiteReport) -> dict[str, Any]:
+    return {
+        "outcomes": report.outcomes,
+        "already": list(report.already),
+        "left": list(report.left),
+        "out": str(report.out),
+        "lines": list(report.lines),
+    }
+
+
+def _suite_text(report: SuiteReport) -> Iterator[str]:
+    counts = ", ".join(f"{count} {name}" for name, count in report.outcomes.items()) or "none run"
+    yield f"{counts}; {len(report.already)} were done before, {len(report.left)} are left"
+    if report.left:
+        yield f"left: {', '.join(report.left)}"
+    yield f"Records: {report.out}"
+
+
+# -- validate -----------------------------------------------------------------------------------
+
+
+def validate_verb(given: Given) -> int:
+    """`rigsize validate`."""
+    from rigsize.estimate import estimate
+    from rigsize.evidence.cases import load_cases, load_records
+    from rigsize.evidence.page import write_page
+    from rigsize.evidence.validate import validate
+    from rigsize.report.validation import validation_document, validation_text
+
+    root = _validation_root(given)
+    cases = load_cases(Path(str(given.get("cases") or root / "validation" / "cases.toml")))
+    records = load_records(Path(str(given.get("records") or root / "validation" / "records")))
+    page = Path(str(given.get("page") or root / "docs" / "validation.md"))
+    with _waiting("predicting every case; those without a stored profile are traced"):
+        report: Report = validate(cases, records, estimate, seed_rows=_seed_rows)
+    write_page(page, report, cases)
+    _say(f"page written to {page}")
+    _print(
+        lambda: validation_document(report),
+        bool(given.get("json")),
+        lambda: validation_text(report),
+    )
+    return report.exit_code
+
+
+def _validation_root(given: Given) -> Path:
+    """Where `validation/` lies: here, or in the source tree this runs from."""
+    for root in (Path(), Path(__file__).parents[2]):
+        if (root / "validation" / "cases.toml").is_file():
+            return root
+    if given.get("cases"):
+        return Path()
+    raise SpecError(
+        "cases",
+        "validation/cases.toml",
+        "no such file here",
+        hint="run it in the source tree, or give --cases, --records and --page",
+    )
+
+
+def _seed_rows() -> list[Any]:
+    from rigsize.evidence.validate import SeedVerdict
+    from rigsize.seed_table import predict_table
+
+    return [
+        SeedVerdict(
+            row=f"{row.table} {row.model} {row.micro_batch} x {row.accumulation}"
+            f" on {row.num_gpus}: {row.published_size_class_gb} GB",
+            verdict=row.verdict,
+            note=row.note,
+        )
+        for row in predict_table()
+    ]
+
+
+VERBS: dict[str, Callable[[Given], int]] = {
+    "estimate": estimate_verb,
+    "table": table_verb,
+    "measure": measure_verb,
+    "validate": validate_verb,
+    "gpus": gpus_verb,
+}
+assert VERBS.keys() == FLAGS.keys()

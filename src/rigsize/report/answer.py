@@ -1,0 +1,120 @@
+"""An Estimate together with what was asked around it; every report is made from this."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rigsize.estimate import Estimate
+
+if TYPE_CHECKING:
+    from rigsize.search import Edit
+
+__all__ = ["Answer", "command_of", "least_bytes", "state_bytes_per_parameter"]
+
+FITS, DOES_NOT_FIT = 0, 3
+_HALF_BYTES = 2
+_SMALLEST_STATES = 2.0
+"""Bytes a parameter of 8-bit AdamW, its scales left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a report needs beyond the Estimate."""
+
+    estimate: Estimate
+    assumed: tuple[str, ...] = ()
+    """Settings chosen for the user, in words."""
+    notes: tuple[str, ...] = ()
+    """Beyond the Estimate's own."""
+    requested_headroom_bytes: int = 0
+    """Already taken off the Estimate's capacity."""
+    fail_over_bytes: int | None = None
+    edits: tuple[Edit, ...] = ()
+    """What would make it fit, or else save most."""
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """Of the card itself."""
+        usable = self.estimate.fit.capacity_bytes
+        return None if usable is None else usable + self.requested_headroom_bytes
+
+    @property
+    def headroom_bytes(self) -> int | None:
+        """Left of the card itself; negative when it does not fit."""
+        left = self.estimate.fit.headroom_bytes
+        return None if left is None else left + self.requested_headroom_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the device, on a CPU of the allocations."""
+        memory = self.estimate.memory
+        device = memory.device_peak_bytes
+        return memory.allocated_peak_bytes if device is None else device
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether `--fail-over` is exceeded."""
+        return self.fail_over_bytes is not None and self.peak_bytes > self.fail_over_bytes
+
+    @property
+    def exit_code(self) -> int:
+        """3 when it does not fit or is above the user's limit."""
+        misfit = self.estimate.fit.verdict == "does_not_fit"
+        return DOES_NOT_FIT if misfit or self.over_limit else FITS
+
+    @property
+    def command(self) -> str:
+        """The command that asks this very question, every setting written out."""
+        return command_of("estimate", self.estimate, self.requested_headroom_bytes)
+
+
+def command_of(verb: str, estimate: Estimate, headroom_bytes: int = 0) -> str:
+    """`rigsize estimate MODEL --task ...` with every setting that changes the answer."""
+    workload, strategy = estimate.workload, estimate.strategy
+    words = ["rigsize", verb, workload.model, "--task", workload.task, "--use", workload.use]
+    words += ["--max-length", str(workload.max_length)]
+    if workload.max_target_length is not None:
+        words += ["--max-target-length", str(workload.max_target_length)]
+    if workload.task.endswith("-classification"):
+        words += ["--num-labels", str(workload.num_labels)]
+    if not workload.padding_in_batch:
+        words.append("--no-padding-in-batch")
+    words += ["--precision", strategy.precision, "--attention", strategy.attention]
+    words += ["--batch-size", str(strategy.micro_batch)]
+    if workload.training:
+        words += ["--grad-accum", str(strategy.accumulation), "--optim", strategy.optimizer]
+        words += ["--recompute", strategy.recompute]
+        words += ["--max-grad-norm", f"{strategy.max_grad_norm or 0:g}"]
+        words += [] if strategy.hold_output else ["--no-hold-output"]
+    words += ["--gpus", estimate.cluster.accelerator.id]
+    words += ["--headroom", f"{headroom_bytes}B"] if headroom_bytes else []
+    return shlex.join(words)
+
+
+def state_bytes_per_parameter(estimate: Estimate) -> float:
+    """Optimizer states a trainable parameter, of the states that the Program really makes."""
+    program, trainable = estimate.program, estimate.parameters.trainable
+    if not program.training or not trainable:
+        return 0.0
+    timeline = program.timeline
+    made = program.slices["load"] + program.slices["optimizer_first"]
+    states = sum(
+        timeline.sizes[operation]
+        for operation in made
+        if operation >= 0 and timeline.places[operation].category == "optimizer_states"
+    )
+    return states / trainable
+
+
+def least_bytes(estimate: Estimate) -> int:
+    """A bound from below: what no change of batch, recompute, precision or optimizer saves.
+
+    bf16 weights, and in training as many gradients beside the smallest states on offer.
+    """
+    counts = estimate.parameters
+    if not estimate.workload.training:
+        return _HALF_BYTES * counts.model
+    states = min(_SMALLEST_STATES, state_bytes_per_parameter(estimate))
+    return _HALF_BYTES * (counts.model + counts.trainable) + int(states * counts.trainable)

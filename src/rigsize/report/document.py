@@ -1,0 +1,165 @@
+"""The JSON documents: bytes integers, the unit in the key, an unknown null with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rigsize.report.answer import Answer, state_bytes_per_parameter
+
+if TYPE_CHECKING:
+    from rigsize.errors import SizingError
+    from rigsize.search import Edit
+
+__all__ = ["SCHEMA_VERSION", "error_document", "estimate_document", "render", "unknown"]
+
+SCHEMA_VERSION = "1.0"
+"""major.minor: a minor adds keys, a major may change their meaning."""
+NOT_YET = "not answered yet"
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The document as text, with its version first."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False)
+
+
+def unknown(key: str, reason: str) -> dict[str, Any]:
+    """A null and why."""
+    return {key: None, f"{key}_unknown_reason": reason}
+
+
+def error_document(error: SizingError) -> dict[str, Any]:
+    """An error of the user's input."""
+    return {"error": error.to_json() | {"message": str(error)}}
+
+
+def estimate_document(answer: Answer) -> dict[str, Any]:
+    """The answer to `estimate`, by the contract."""
+    estimate = answer.estimate
+    document: dict[str, Any] = {
+        "model": _model(answer),
+        "workload": asdict(estimate.workload),
+        "strategy": asdict(estimate.strategy),
+        "cluster": _cluster(answer),
+        "memory": _memory(answer),
+        "host": unknown("peak_bytes", NOT_YET) | {"ledger": []},
+        "time": _time(),
+        "cost": unknown("usd", NOT_YET) | unknown("price_date", "no price was used"),
+        "fit": _fit(answer),
+        "plan": _plan(answer),
+        "parameters": estimate.parameters.model,
+        "trainable_parameters": estimate.parameters.trainable,
+        "head_parameters": estimate.parameters.head,
+        **_checkpoint(answer),
+        "precision": _precision(answer),
+        "attention_kernels": dict(estimate.program.kernels),
+        "versions": dict(estimate.versions),
+        "assumptions": [*answer.assumed, *estimate.assumptions],
+        "notes": [*answer.notes, *estimate.notes],
+        "command": answer.command,
+    }
+    if estimate.fit.verdict == "does_not_fit":
+        document["edits"] = [_edit(edit) for edit in answer.edits]
+    return document
+
+
+def _model(answer: Answer) -> dict[str, Any]:
+    source = answer.estimate.source
+    return {
+        "name": source.name,
+        "model_type": source.model_type,
+        "origin": source.origin,
+        "config_digest": source.digest,
+    }
+
+
+def _cluster(answer: Answer) -> dict[str, Any]:
+    cluster = answer.estimate.cluster
+    return {
+        "accelerator": cluster.accelerator.id,
+        "per_node": cluster.per_node,
+        "nodes": cluster.nodes,
+    }
+
+
+def _memory(answer: Answer) -> dict[str, Any]:
+    memory = answer.estimate.memory
+    document: dict[str, Any] = {"allocated_peak_bytes": memory.allocated_peak_bytes}
+    for key in ("reserved_peak_bytes", "device_peak_bytes"):
+        value = getattr(memory, key)
+        document |= unknown(key, "not on CPU") if value is None else {key: value}
+    rows = [{"name": row.name, "bytes": row.num_bytes, "basis": row.basis} for row in memory.ledger]
+    return document | {
+        "low_bytes": memory.low_bytes,
+        "high_bytes": memory.high_bytes,
+        "peak_moment": memory.peak_moment,
+        "ledger": rows,
+    }
+
+
+def _time() -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for key in ("step_s", "epoch_hours", "bound_by"):
+        document |= unknown(key, NOT_YET)
+    return document
+
+
+def _fit(answer: Answer) -> dict[str, Any]:
+    fit = answer.estimate.fit
+    if fit.verdict == "unknown":
+        verdict = unknown("fits", _why_unknown(answer)) | unknown("verdict", _why_unknown(answer))
+    else:
+        verdict = {"fits": fit.fits, "verdict": fit.verdict}
+    for key in ("capacity_bytes", "headroom_bytes"):
+        value = getattr(answer, key)
+        verdict |= unknown(key, _why_unknown(answer)) if value is None else {key: value}
+    verdict["requested_headroom_bytes"] = answer.requested_headroom_bytes
+    if answer.fail_over_bytes is not None:
+        verdict |= {"fail_over_bytes": answer.fail_over_bytes, "over_limit": answer.over_limit}
+    return verdict
+
+
+def _why_unknown(answer: Answer) -> str:
+    accelerator = answer.estimate.cluster.accelerator
+    return "not on CPU" if accelerator.is_cpu else f"nobody published what {accelerator.id} leaves"
+
+
+def _plan(answer: Answer) -> dict[str, int]:
+    strategy = answer.estimate.strategy
+    return {
+        "micro_batch": strategy.micro_batch,
+        "accumulation": strategy.accumulation,
+        "global_batch": strategy.micro_batch * strategy.accumulation,
+    }
+
+
+def _checkpoint(answer: Answer) -> dict[str, Any]:
+    parameters = answer.estimate.parameters
+    note = parameters.checkpoint_note or "the file was not read"
+    if parameters.checkpoint is None:
+        return unknown("checkpoint_parameters", note)
+    return {"checkpoint_parameters": parameters.checkpoint, "checkpoint_note": note}
+
+
+def _precision(answer: Answer) -> dict[str, Any]:
+    policy = answer.estimate.strategy.policy
+    training = answer.estimate.workload.training
+    return {
+        "name": policy.name,
+        "weight_bytes_per_parameter": policy.weight_bytes,
+        "gradient_bytes_per_parameter": policy.gradient_bytes if training else 0,
+        "master_bytes_per_parameter": policy.master_bytes if training else 0,
+        "state_bytes_per_parameter": round(state_bytes_per_parameter(answer.estimate), 4),
+    }
+
+
+def _edit(edit: Edit) -> dict[str, Any]:
+    return {
+        "name": edit.name,
+        "flags": edit.flags,
+        "saved_bytes": edit.saved_bytes,
+        "device_peak_bytes": edit.device_peak_bytes,
+        "verdict": edit.verdict,
+    }

@@ -1,0 +1,161 @@
+"""The seed's two tables, predicted beside published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rigsize.report.document import NOT_YET, unknown
+from rigsize.units import GIB
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from rigsize.seed_table import TableRow
+
+__all__ = ["table_document", "table_text"]
+
+_TITLES = {
+    "fine-tuning": "XLM-RoBERTa, fine-tuning, 3 classes, 128 tokens",
+    "pre-training": "XLM-RoBERTa, pre-training (masked LM), 128 tokens",
+}
+_COLUMNS = (
+    *("model", "GPUs", "batch x acc.", "published", "predicted", "peak GiB"),
+    *("margins GiB", "verdict"),
+)
+_NUMBERS = _COLUMNS[2:7]
+
+
+def table_text(
+    rows: Sequence[TableRow], recipe: str, footnotes: Sequence[str], cards: Mapping[int, str]
+) -> Iterator[RenderableType]:
+    """One table each for fine-tuning and pre-training, then what belongs to them."""
+    notes: list[str] = []
+    for name in dict.fromkeys(row.table for row in rows):
+        made = _empty(_TITLES.get(name, name))
+        for row in rows:
+            if row.table == name:
+                made.add_row(*_cells(row, notes))
+        yield made
+    counts = dict.fromkeys((row.verdict for row in rows), 0)
+    for row in rows:
+        counts[row.verdict] += 1
+    yield ", ".join(f"{count} {_words(verdict)}" for verdict, count in counts.items()) + "."
+    yield (
+        "Published and predicted are size classes: the smallest card on which the replay ends."
+        " The peak is of the device on the article's own card; the margins are how far it is above"
+        " what the next smaller class leaves, and below what the published one does."
+    )
+    yield "\n".join(f"[{number}] {note}" for number, note in enumerate(notes, start=1))
+    yield f"recipe: {recipe}"
+    yield "classes: " + ", ".join(f"{size} GB {card}" for size, card in cards.items())
+    yield "\n".join(f"- {footnote}" for footnote in footnotes)
+
+
+def _empty(title: str) -> Table:
+    from rigsize.report.console import table
+
+    return table(title, *_COLUMNS, right=_NUMBERS)
+
+
+def _cells(row: TableRow, notes: list[str]) -> list[str]:
+    """A row; its note goes to the numbered ones."""
+    return [
+        row.model.rpartition("/")[2].removeprefix("xlm-roberta-"),
+        f"{row.num_gpus} {row.gpu.partition('-')[0]} {row.training_type}",
+        f"{row.micro_batch} x {row.accumulation:,}",
+        f"{row.published_size_class_gb} GB",
+        _class(row),
+        "" if row.device_peak_bytes is None else f"{row.device_peak_bytes / GIB:.2f}",
+        _margins(row),
+        _words(row.verdict) + _mark(row.note, notes),
+    ]
+
+
+def _class(row: TableRow) -> str:
+    """The class, and in brackets that of the article's own card where it differs."""
+    if row.device_peak_bytes is None:
+        return ""
+    found = "> 80 GB" if row.size_class_gb is None else f"{row.size_class_gb} GB"
+    own = row.own_card_class_gb
+    return found if own in (row.size_class_gb, None) else f"{found} (own {own})"
+
+
+def _mark(note: str, notes: list[str]) -> str:
+    if not note:
+        return ""
+    if note not in notes:
+        notes.append(note)
+    return f" [{notes.index(note) + 1}]"
+
+
+def _words(verdict: str) -> str:
+    return verdict.replace("_", " ")
+
+
+def _margins(row: TableRow) -> str:
+    if row.margin_above_bytes is None:
+        return ""
+    return f"{_signed(row.margin_below_bytes)} / {_signed(row.margin_above_bytes)}"
+
+
+def _signed(num_bytes: int | None) -> str:
+    return "none" if num_bytes is None else f"{num_bytes / GIB:+.2f}"
+
+
+def table_document(
+    rows: Sequence[TableRow], recipe: str, footnotes: Sequence[str], cards: Mapping[int, str]
+) -> dict[str, Any]:
+    """By the contract."""
+    return {
+        "rows": [_row(row) for row in rows],
+        "recipe": recipe,
+        "size_class_cards": {str(size): card for size, card in cards.items()},
+        "footnotes": list(footnotes),
+    }
+
+
+def _row(row: TableRow) -> dict[str, Any]:
+    return {
+        "table": row.table,
+        "model": row.model,
+        "training_type": row.training_type,
+        "gpu": row.gpu,
+        "num_gpus": row.num_gpus,
+        "micro_batch": row.micro_batch,
+        "accumulation": row.accumulation,
+        "published": {
+            "size_class_gb": row.published_size_class_gb,
+            "hours": row.published_hours,
+            "host_gb": row.published_host_gb,
+        },
+        "predicted": _predicted(row),
+        "verdict": row.verdict,
+        "note": row.note,
+    }
+
+
+def _predicted(row: TableRow) -> dict[str, Any]:
+    why = row.note or "past the largest class"
+    if row.device_peak_bytes is not None and row.margin_below_bytes is None:
+        smallest = "no smaller class"
+    else:
+        smallest = why
+    document: dict[str, Any] = {}
+    for key, reason in (
+        ("device_peak_bytes", why),
+        ("size_class_gb", why),
+        ("own_card_class_gb", why),
+        ("own_card_reserved_bytes", why),
+        ("margin_below_bytes", smallest),
+        ("margin_above_bytes", why),
+    ):
+        value = getattr(row, key)
+        document |= unknown(key, reason) if value is None else {key: value}
+    document["size_class_card"] = row.size_class_card
+    document |= unknown("host_peak_bytes", NOT_YET)
+    hours: dict[str, Any] = {}
+    for key in ("p10", "p50", "p90"):
+        hours |= unknown(key, NOT_YET)
+    return document | {"hours": hours}

@@ -1,0 +1,166 @@
+"""The answer to `estimate` for people: the verdict in words first, then the bytes explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rigsize.report.answer import Answer, least_bytes, state_bytes_per_parameter
+from rigsize.report.console import table
+from rigsize.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+__all__ = ["estimate_text"]
+
+_WORDS = {
+    "fits": "fits",
+    "tight": "tight",
+    "does_not_fit": "does not fit",
+    "unknown": "no verdict",
+}
+_SMALLEST_SHOWN = 0.0005
+"""Ledger rows below this share are added up in one."""
+
+
+def estimate_text(answer: Answer) -> Iterator[RenderableType]:
+    """Everything but the explanation, part by part."""
+    yield headline(answer)
+    yield _how(answer)
+    yield ledger_table(answer)
+    yield _parameters(answer)
+    if answer.estimate.fit.verdict == "does_not_fit":
+        yield from _what_would_fit(answer)
+    yield from _lines("note", [*answer.notes, *answer.estimate.notes])
+    yield from _lines("assumed", [*answer.assumed, *answer.estimate.assumptions])
+
+
+def headline(answer: Answer) -> str:
+    """The verdict, the peak with its band, the card and the moment."""
+    estimate = answer.estimate
+    workload, card = estimate.workload, estimate.cluster.accelerator
+    what = f"{estimate.source.name}, {workload.task} {workload.use}"
+    lines = [f"{_WORDS[estimate.fit.verdict]}: {what}, on one {card.id}", *_peak_lines(answer)]
+    if answer.over_limit and answer.fail_over_bytes is not None:
+        lines.append(f"  above the limit of {format_bytes(answer.fail_over_bytes)} (--fail-over)")
+    return "\n".join([*lines, f"  peak at the {estimate.memory.peak_moment}"])
+
+
+def _peak_lines(answer: Answer) -> list[str]:
+    memory = answer.estimate.memory
+    if memory.device_peak_bytes is None or memory.reserved_peak_bytes is None:
+        allocated = format_bytes(memory.allocated_peak_bytes)
+        return [f"  allocated peak {allocated}; reserved and device memory: not on CPU"]
+    band = f"{format_bytes(memory.low_bytes)} to {format_bytes(memory.high_bytes)}"
+    context = memory.device_peak_bytes - memory.reserved_peak_bytes
+    return [
+        f"  device peak {format_bytes(memory.device_peak_bytes)} ({band}){_room(answer)}",
+        f"  = reserved {format_bytes(memory.reserved_peak_bytes)}"
+        f" + context {format_bytes(context)}; allocated"
+        f" {format_bytes(memory.allocated_peak_bytes)}",
+    ]
+
+
+def _room(answer: Answer) -> str:
+    capacity, left = answer.capacity_bytes, answer.headroom_bytes
+    if capacity is None or left is None:
+        return ", of a capacity that nobody published"
+    kept = answer.requested_headroom_bytes
+    asked = f", {format_bytes(kept)} to be kept free" if kept else ""
+    words = f"{format_bytes(left)} free" if left >= 0 else f"over by {format_bytes(-left)}"
+    return f" of {format_bytes(capacity)}: {words}{asked}"
+
+
+def _how(answer: Answer) -> str:
+    estimate = answer.estimate
+    workload, strategy = estimate.workload, estimate.strategy
+    target = f" -> {workload.max_target_length}" if workload.max_target_length else ""
+    batch = f"batch {strategy.micro_batch} x {workload.max_length}{target} tokens"
+    if not workload.training:
+        return f"  {batch}; {_bytes_per_parameter(answer)}; attention {strategy.attention}"
+    total = strategy.micro_batch * strategy.accumulation
+    return (
+        f"  {batch}, {strategy.accumulation:,} a step: global batch {total:,};"
+        f" {strategy.optimizer}; attention {strategy.attention};"
+        f" recompute {strategy.recompute}\n  {_bytes_per_parameter(answer)}"
+    )
+
+
+def _bytes_per_parameter(answer: Answer) -> str:
+    """`fp32: 4 weight + 4 gradient + 8 adamw-foreach = 16 bytes a parameter`."""
+    policy, estimate = answer.estimate.strategy.policy, answer.estimate
+    parts: list[tuple[float, str]] = [(policy.weight_bytes, "weight")]
+    if estimate.workload.training:
+        states = round(state_bytes_per_parameter(estimate), 2)
+        parts += [(policy.gradient_bytes, "gradient"), (policy.master_bytes, "master copy")]
+        parts += [(states, f"{estimate.strategy.optimizer} states")]
+    shown = " + ".join(f"{size:g} {name}" for size, name in parts if size)
+    total = f" = {sum(size for size, _ in parts):g}" if len(parts) > 1 else ""
+    return f"{policy.name}: {shown}{total} bytes a parameter"
+
+
+def ledger_table(answer: Answer) -> Table:
+    """Who holds the bytes; the rows sum to the peak."""
+    memory, total = answer.estimate.memory, answer.peak_bytes
+    made = table(None, "at the peak", "bytes", "share", "basis", right=("bytes", "share"))
+    small = [row for row in memory.ledger if row.num_bytes < _SMALLEST_SHOWN * total]
+    small = small if len(small) > 1 else []
+    for row in memory.ledger:
+        if row not in small:
+            share = _share(row.num_bytes, total)
+            made.add_row(row.name, format_bytes(row.num_bytes), share, row.basis)
+    if small:
+        rest = sum(row.num_bytes for row in small)
+        made.add_row(f"{len(small)} smaller", format_bytes(rest), _share(rest, total), "")
+    made.add_section()
+    name = "allocated peak" if memory.device_peak_bytes is None else "device peak"
+    made.add_row(name, format_bytes(total), "100.0 %", "")
+    return made
+
+
+def _share(part: int, total: int) -> str:
+    return f"{100 * part / total:.1f} %" if total else ""
+
+
+def _parameters(answer: Answer) -> str:
+    counts = answer.estimate.parameters
+    line = f"parameters: {counts.model:,} ({format_count(counts.model)})"
+    line += f", of them head {counts.head:,}, trainable {counts.trainable:,}"
+    note = f" ({counts.checkpoint_note})" if counts.checkpoint_note else ""
+    known = "unknown" if counts.checkpoint is None else f"{counts.checkpoint:,}"
+    return f"{line}\n  checkpoint: {known}{note}"
+
+
+def _what_would_fit(answer: Answer) -> Iterator[RenderableType]:
+    least = least_bytes(answer.estimate)
+    if not answer.edits and least > (answer.estimate.fit.capacity_bytes or 0):
+        yield (
+            f"\nNo setting of one such card makes it fit: in bf16 the weights"
+            f"{_with_states(answer)} alone take {format_bytes(least)}.\n"
+        )
+        return
+    if not answer.edits:
+        yield "\nNo change of batch, optimizer, recompute or precision saves memory here.\n"
+        return
+    helps = any(edit.verdict != "does_not_fit" for edit in answer.edits)
+    title = "It would fit with" if helps else "Nothing tried makes it fit; these save most"
+    made = table(
+        title,
+        *("change", "add to the command", "saves", "device peak", ""),
+        right=("saves", "device peak"),
+    )
+    for edit in answer.edits:
+        saved, peak = format_bytes(edit.saved_bytes), format_bytes(edit.device_peak_bytes)
+        made.add_row(edit.name, edit.flags, saved, peak, _WORDS[edit.verdict])
+    yield made
+
+
+def _with_states(answer: Answer) -> str:
+    return ", gradients and 8-bit states" if answer.estimate.workload.training else ""
+
+
+def _lines(label: str, texts: list[str]) -> Iterator[str]:
+    if texts:
+        yield "\n".join(f"{label}: {text}" for text in texts)
