@@ -174,8 +174,10 @@ def _ordered() -> list[BundledModel]:
     """The bundled models, one a config, the important ones first."""
     by_id = {model.id: model for model in bundled_models()}
     assert set(FIRST) <= set(by_id), set(FIRST) - set(by_id)
-    ordered = [*(by_id[name] for name in FIRST), *by_id.values()]
-    return list({digest(m.config): m for m in reversed(ordered)}.values())[::-1]
+    found: dict[str, BundledModel] = {}
+    for name in (*FIRST, *by_id):
+        found.setdefault(digest(by_id[name].config), by_id[name])
+    return list(found.values())
 
 
 def _matches(model: BundledModel, patterns: Sequence[str]) -> bool:
@@ -338,6 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     import torch  # here, once, so that the forked workers need not
     import transformers
+
+    import rigsize.trace.session  # noqa: F401  (the same, and one version of it for all)
 
     torch.set_num_threads(1)
     # Loading the lazy modules here spares every worker the same second.
