@@ -17,11 +17,12 @@ from rigsize.estimate import (
     with_batch,
 )
 from rigsize.models import ModelSource
+from rigsize.program.optimizer import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH
 
-MOST_REPLAYS = 40
-"""Candidates that `cheapest_edits` tries before it settles for what it has."""
+MOST_REPLAYS = 12
+"""Candidates that `cheapest_edits` replays before it settles for what it has."""
 
 
 def largest_batch(
@@ -102,7 +103,10 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
                 continue
             if len(tried) >= MOST_REPLAYS or len(found) == count:
                 break
-            edit = _try(answer, combination)
+            strategy = _applied(answer.strategy, combination)
+            if number < 3 and not _could_fit(answer, strategy):
+                continue
+            edit = _try(answer, combination, strategy)
             if edit is not None:
                 tried.append(edit)
                 found += [edit] if edit.verdict != "does_not_fit" else []
@@ -159,10 +163,31 @@ def _lower_precision(answer: Estimate) -> list[_Change]:
     return changes
 
 
-def _try(answer: Estimate, combination: tuple[_Change, ...]) -> Edit | None:
-    strategy = answer.strategy
+def _applied(strategy: Strategy, combination: tuple[_Change, ...]) -> Strategy:
     for change in combination:
         strategy = change.apply(strategy)
+    return strategy
+
+
+def _could_fit(answer: Estimate, strategy: Strategy) -> bool:
+    """Whether weights, gradients and states alone leave room: a bound, no replay."""
+    accelerator, policy = answer.cluster.accelerator, strategy.policy
+    capacity = accelerator.capacity_bytes
+    if capacity is None:
+        return True
+    weights = answer.parameters.model * policy.weight_bytes
+    trained = 0
+    if answer.workload.training:
+        itemsize = policy.master_bytes or policy.weight_bytes
+        shapes = [p.shape for p in answer.program.parameters if p.trainable]
+        trained = answer.parameters.trainable * (policy.gradient_bytes + policy.master_bytes)
+        trained += state_bytes(strategy.optimizer, shapes, itemsize)
+    return weights + trained <= capacity - accelerator.context_bytes.value.low
+
+
+def _try(
+    answer: Estimate, combination: tuple[_Change, ...], strategy: Strategy
+) -> Edit | None:
     try:
         after = estimate(answer.source, answer.workload, strategy, answer.cluster)
     except SizingError:  # a model without a block to recompute, say: no edit then
