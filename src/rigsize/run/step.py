@@ -99,7 +99,8 @@ def micro_step(
     phase("backward")
     (loss if scaler is None else scaler.scale(loss)).backward()
     phase("after_backward")
-    return loss.detach()
+    detached: torch.Tensor = loss.detach()
+    return detached
 
 
 def train_step(

@@ -80,7 +80,7 @@ class _Attention(torch.autograd.Function):
     """Saves what the fused kernels save: q, k, v, out and a float mask (a boolean one is not)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         q: torch.Tensor,
         k: torch.Tensor,
@@ -97,7 +97,7 @@ class _Attention(torch.autograd.Function):
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         q, k, v, bias, out = ctx.saved_tensors
         dq, dk, dv, dbias = torch.ops.rigsize.attention_backward(
             grad, q, k, v, bias, out, ctx.mask_grad
@@ -122,6 +122,6 @@ def _scaled_dot_product_attention(
         return torch.ops.rigsize.attention(  # type: ignore[no-any-return]
             query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, False
         )
-    return _Attention.apply(  # type: ignore[no-any-return]
+    return _Attention.apply(  # type: ignore[no-any-return, no-untyped-call]
         query, key, value, attn_mask, dropout_p, is_causal, enable_gqa
     )

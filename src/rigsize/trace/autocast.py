@@ -2,9 +2,9 @@
 
 torch registers autocast kernels in C++ for its built-in devices only. The lists and policies are
 those of `aten/src/ATen/autocast_mode.h` (AT_FORALL_LOWER_PRECISION_FP, AT_FORALL_FP32,
-AT_FORALL_FP32_SET_OPT_DTYPE, AT_FORALL_PROMOTE); the cache rule is `cached_cast` of
-`aten/src/ATen/autocast_mode.cpp`: a cast of an fp32 leaf that requires grad is kept until the
-outermost autocast region ends, anything else is cast anew.
+AT_FORALL_FP32_SET_OPT_DTYPE, AT_FORALL_DIFFERENT_REDISPATCH_SIGNATURE, AT_FORALL_PROMOTE); the
+cache rule is `cached_cast` of `aten/src/ATen/autocast_mode.cpp`: a cast of an fp32 leaf that
+requires grad is kept until the outermost autocast region ends, anything else is cast anew.
 """
 
 from __future__ import annotations
@@ -15,23 +15,34 @@ from typing import Any
 import torch
 
 LOWER_PRECISION = (
-    "conv1d conv2d conv3d conv_tbc convolution prelu addmm addmv addr matmul einsum mm mv "
-    "linalg_vecdot linear addbmm baddbmm bmm chain_matmul linalg_multi_dot "
-    "scaled_dot_product_attention"
+    "_convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d "
+    "conv_transpose2d.input conv_transpose3d.input convolution prelu addmm addmv addr matmul "
+    "einsum mm mv linalg_vecdot linear addbmm baddbmm bmm chain_matmul linalg_multi_dot "
+    "_thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell "
+    "_scaled_dot_product_flash_attention scaled_dot_product_attention"
 ).split()
 FP32 = (
     "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan "
     "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm "
-    "rms_norm group_norm cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss "
-    "nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss "
-    "margin_ranking_loss soft_margin_loss binary_cross_entropy_with_logits dist cdist renorm "
-    "logsumexp norm.Scalar norm.ScalarOpt_dim"
+    "rms_norm group_norm frobenius_norm.dim nuclear_norm nuclear_norm.dim cosine_similarity "
+    "poisson_nll_loss cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div "
+    "l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss multilabel_margin_loss "
+    "soft_margin_loss triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits "
+    "dist pdist cdist renorm logsumexp upsample_nearest1d _upsample_nearest_exact1d "
+    "upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d "
+    "upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d "
+    "upsample_bicubic2d _upsample_bicubic2d_aa"
 ).split()
 # These take a dtype argument; the policy sets it to float32 where the caller gave none.
 FP32_SET_OPT_DTYPE = (
     "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm "
-    "linalg_matrix_norm sum sum.dim_IntList"
+    "linalg_matrix_norm linalg_matrix_norm.str_ord sum sum.dim_IntList"
 ).split()
+# These have a second overload with a dtype; the policy calls that one with float32.
+FP32_APPEND_DTYPE = {
+    "norm.Scalar": "norm.ScalarOpt_dtype",
+    "norm.ScalarOpt_dim": "norm.ScalarOpt_dim_dtype",
+}
 PROMOTE = (
     "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add"
 ).split()
@@ -59,6 +70,9 @@ def register(device_type: str) -> None:
     for names, policy in policies:
         for name in names:
             library.impl(name, policy(_overload(name), device_type), "AutocastPrivateUse1")
+    for name, with_dtype in FP32_APPEND_DTYPE.items():
+        kernel = _float32_append_dtype(_overload(name), _overload(with_dtype), device_type)
+        library.impl(name, kernel, "AutocastPrivateUse1")
     _libraries.extend((fallthrough, library))
     _hook_cache_clearing()
 
@@ -79,7 +93,7 @@ def _hook_cache_clearing() -> None:
 
 
 def _without_autocast() -> Any:
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)  # type: ignore[attr-defined]
     return torch._C._ExcludeDispatchKeyGuard(keys)
 
 
@@ -142,6 +156,17 @@ def _float32_set_dtype(op: Any, device_type: str) -> Callable[..., Any]:
             if _eligible(first, device_type) and not _has_dtype(op, args, kwargs):
                 kwargs["dtype"] = torch.float32
             return op(*args, **kwargs)
+
+    return kernel
+
+
+def _float32_append_dtype(op: Any, with_dtype: Any, device_type: str) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        with _without_autocast():
+            if not _eligible(args[0], device_type):
+                return op(*args)
+            defaults = [argument.default_value for argument in op._schema.arguments]
+            return with_dtype(*args, *defaults[len(args) :], dtype=torch.float32)
 
     return kernel
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from rigsize.errors import TraceFailed
 from rigsize.run.step import StepRecipe, inference_step, micro_step
 from rigsize.trace import fake_accelerator
 from rigsize.trace.autocast import clear_weight_casts
-from rigsize.trace.profile import is_embedding
 from rigsize.trace.model import BuildOptions, build, make_batch, materialize
+from rigsize.trace.profile import is_embedding
 from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_additions
 
 
@@ -25,9 +26,14 @@ class Traced:
 
     def __init__(self, config: Any, options: BuildOptions, device: str = "accelerator") -> None:
         self.config, self.options = config, options
-        self.device = (
-            fake_accelerator.register() if device == "accelerator" else torch.device("cpu")
-        )
+        self.device = torch.device("cpu")
+        try:  # for a CPU trace too: autograd counts devices at the first backward pass
+            accelerator = fake_accelerator.register()
+        except TraceFailed:
+            if device == "accelerator":
+                raise
+        else:
+            self.device = accelerator if device == "accelerator" else self.device
         self._fake = fake_accelerator.fake_mode()
         self.mode = self._fake.__enter__()
         self._fake.__exit__(None, None, None)
@@ -129,7 +135,7 @@ def number_layers(stacks: list[tuple[str, list[torch.nn.Module]]]) -> Layers:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Any:
-    """transformers' warnings about configs are not the user's concern while tracing."""
+    """Transformers' warnings about configs are not the user's concern while tracing."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -14,8 +14,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from rigsize.errors import TraceFailed
+
 DEVICE_TYPE = "accelerator_fake"
 _registered = False
+_known_to_autograd = False
 
 
 class _Stream:
@@ -94,19 +97,41 @@ class _BackendModule:
 
 def register() -> torch.device:
     """Registers the backend once for this process and returns its device."""
-    global _registered
+    global _registered, _known_to_autograd
     if not _registered:
         _setup_privateuseone_for_python_backend(DEVICE_TYPE, backend_module=_BackendModule())
         # Python numbers become CPU constants, not device tensors; else a lifted constant of the
         # fake device reaches `aten::empty_strided`, which no backend here implements.
-        torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]
+        torch._C._set_only_lift_cpu_tensors(True)
         from rigsize.trace import attention, autocast, kernels
 
         autocast.register(DEVICE_TYPE)
         attention.register()
         kernels.register()
         _registered = True
-    return torch.device(DEVICE_TYPE, 0)
+    device = torch.device(DEVICE_TYPE, 0)
+    if not _known_to_autograd:
+        _ask_autograd(device)
+        _known_to_autograd = True
+    return device
+
+
+def _ask_autograd(device: torch.device) -> None:
+    """Runs the smallest backward pass, so that a process that came too late learns it here.
+
+    The engine counts devices at the first backward pass of a process and never again
+    (`Engine::start_device_threads` of torch/csrc/autograd/engine.cpp).
+    """
+    with fake_mode(), torch.enable_grad():
+        try:
+            torch.empty((), device=device, requires_grad=True).sin().backward()
+        except RuntimeError as error:
+            raise TraceFailed(
+                "process",
+                "one that ran a backward pass before",
+                "autograd does not know the fake accelerator",
+                hint="Trace first, or in a process of its own.",
+            ) from error
 
 
 @contextlib.contextmanager
@@ -117,6 +142,6 @@ def fake_mode() -> Iterator[FakeTensorMode]:
     optimizer inside: `step.item()` needs the constant (`knowledge`: DataDependentOutputException).
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    mode.may_turn_const = lambda _tensor: False  # type: ignore[method-assign]
+    mode.may_turn_const = lambda _tensor: False  # type: ignore[method-assign, assignment]
     with mode:
         yield mode

@@ -21,9 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 def reference_counts(tensor: torch.Tensor) -> tuple[int, int]:
     """How many hold the tensor and how many its storage, wrappers and dispatch included."""
-    counts = torch._C._storage_Use_Count(  # type: ignore[attr-defined]
-        tensor.untyped_storage()._cdata
-    )
+    counts = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
     return tensor._use_count(), counts  # type: ignore[attr-defined]
 
 
@@ -57,7 +55,7 @@ class _Probe(TorchDispatchMode):
     """Notes the counts of the tensor that waits, at the engine's only addition of the graph."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[tuple[int, int]] = []
 
     def __torch_dispatch__(

@@ -78,6 +78,7 @@ class Layers:
         self._starts, self._groups, self._modules = [0], [0], [""]
 
     def enter(self, module: torch.nn.Module) -> None:
+        """A module is called; a layer within a layer counts for the outer one."""
         if module in self.numbers:
             if not self._inside:
                 self.current = self.numbers[module]
@@ -113,7 +114,7 @@ class Recorder(TorchDispatchMode):
     """Records one step; enter it inside the FakeTensorMode, with `watch_modules` around both."""
 
     def __init__(self, names: dict[torch.nn.Module, str], layers: Layers, device: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = RawTrace()
         self.names = names
         self.layers = layers
@@ -149,12 +150,14 @@ class Recorder(TorchDispatchMode):
         return self._backward_at[0], module or self._backward_at[1]
 
     def enter_module(self, module: torch.nn.Module) -> None:
+        """Called before each module's forward."""
         self._stack.append(module)
         self.layers.enter(module)
         if self.phase == "forward":
             self.layers.mark(self.names.get(module, ""))
 
     def leave_module(self, module: torch.nn.Module) -> None:
+        """Called after it, errors included."""
         self._stack.pop()
         self.layers.leave(module, forward=self.phase == "forward")
         if self.phase == "forward":
