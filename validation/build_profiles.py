@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import multiprocessing
+import signal
 import sys
 import time
 import warnings
@@ -350,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     number = sum(len(job.keys) for job in queue)
     print(f"{number} profiles to trace, {options.jobs} at a time, into {PACKAGED}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a kill ends the workers too
     build = Build(options.jobs, start + 60 * options.max_minutes)
     build.run(queue)
     return _report(build.totals, (time.monotonic() - start) / 60)
