@@ -103,6 +103,9 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
                 continue
             if len(tried) >= MOST_REPLAYS or len(found) == count:
                 break
+            flags = _flags(combination)
+            if any(set(_split(edit.flags)) <= set(_split(flags)) for edit in found):
+                continue  # a part of it is enough
             strategy = _applied(answer.strategy, combination)
             if number < 3 and not _could_fit(answer, strategy):
                 continue
@@ -163,6 +166,14 @@ def _lower_precision(answer: Estimate) -> list[_Change]:
     return changes
 
 
+def _flags(combination: tuple[_Change, ...]) -> str:
+    return " ".join(change.flags for change in combination)
+
+
+def _split(flags: str) -> list[str]:
+    return [f"--{flag.strip()}" for flag in flags.split("--") if flag.strip()]
+
+
 def _applied(strategy: Strategy, combination: tuple[_Change, ...]) -> Strategy:
     for change in combination:
         strategy = change.apply(strategy)
@@ -197,7 +208,7 @@ def _try(
         return None
     return Edit(
         name=" + ".join(change.name for change in combination),
-        flags=" ".join(change.flags for change in combination),
+        flags=_flags(combination),
         workload=answer.workload,
         strategy=strategy,
         saved_bytes=before_bytes - after_bytes,
