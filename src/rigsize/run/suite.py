@@ -66,6 +66,9 @@ class _Suite:
     command: str
     deadline: float
     gpu: str | None
+    one_thread: bool
+    """Of a forked child: its parent's OpenMP threads, if it had any, did not come along, and the
+    child would wait for them for ever."""
     folder: Path = field(default_factory=Path)
 
 
@@ -100,6 +103,7 @@ def run_suite(
     specs = read_specs(file)
     done = _repair(out)
     deadline = time.monotonic() + 60 * max_minutes
+    used_before = "torch" in sys.modules
     lines: list[Mapping[str, Any]] = []
     left: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rigsize-suite-") as folder:
@@ -111,6 +115,7 @@ def run_suite(
             command=command,
             deadline=deadline,
             gpu=host.hardware(device).gpu,
+            one_thread=used_before,
             folder=Path(folder),
         )
         for spec in specs:
@@ -232,6 +237,7 @@ def _child(suite: _Suite, spec: Spec, role: str) -> Child:
         "device": suite.device,
         "gpu": suite.gpu,
         "command": suite.command,
+        "one_thread": suite.fork and suite.one_thread,
     }
     start = fork_child if suite.fork else spawn_child
     return start(role, job, suite.folder)

@@ -30,6 +30,10 @@ ROLES = ("measure", "predict")
 def work(role: str, job: Mapping[str, Any], result: Path) -> None:
     """Does one job and writes what came of it, whole or not at all."""
     warnings.simplefilter("ignore")  # a model's own warnings are no result
+    if job["one_thread"]:
+        import torch
+
+        torch.set_num_threads(1)
     try:
         answer = _measure(job) if role == "measure" else _predict(job)
     except SizingError as error:

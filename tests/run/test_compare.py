@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.run.test_record import STRATEGY, WORKLOAD, a_record
+
+from rigsize.errors import UnknownDevice
+from rigsize.models.source import ModelSource
+from rigsize.run.compare import (
+    Prediction,
+    compare,
+    find_cluster,
+    predict,
+    prediction_from_json,
+    render,
+    to_json,
+)
+from rigsize.run.record import STATISTICS, Hardware, Memory
+from rigsize.spec import Cluster, Strategy, Workload
+
+PREDICTED = Prediction(
+    allocated_peak_bytes=1010,
+    reserved_peak_bytes=1980,
+    device_peak_bytes=3000,
+    low_bytes=2800,
+    high_bytes=3200,
+)
+
+
+def measured(device_bytes: int = 3100) -> Memory:
+    return Memory(
+        allocated_peak_bytes=1000,
+        reserved_peak_bytes=2000,
+        device_peak_bytes=device_bytes,
+        context_bytes=device_bytes - 2000,
+        host_peak_bytes=1,
+    )
+
+
+def test_errors_are_relative_to_the_measurement() -> None:
+    comparison = compare(a_record(memory=measured()), PREDICTED)
+    errors = [row.error_percent for row in comparison.rows]
+    # (1010 - 1000) / 1000, (1980 - 2000) / 2000, (3000 - 3100) / 3100
+    assert errors == pytest.approx([1.0, -1.0, -3.2258], abs=1e-3)
+    assert comparison.inside_band is True
+    assert comparison.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("device_bytes", "code", "word"),
+    [(2799, 4, "below"), (2800, 0, "inside"), (3200, 0, "inside"), (3201, 4, "above")],
+)
+def test_the_band_decides_the_exit_code(device_bytes: int, code: int, word: str) -> None:
+    comparison = compare(a_record(memory=measured(device_bytes)), PREDICTED)
+    assert comparison.exit_code == code
+    assert word in comparison.verdict
+
+
+def test_on_a_cpu_the_allocated_peak_is_judged() -> None:
+    unknown = {name: "not on CPU" for name in STATISTICS if "allocated" not in name}
+    memory = Memory(allocated_peak_bytes=1000, unknown=unknown)
+    predicted = Prediction(
+        allocated_peak_bytes=1001,
+        reserved_peak_bytes=None,
+        device_peak_bytes=None,
+        low_bytes=995,
+        high_bytes=1005,
+    )
+    comparison = compare(a_record(device="cpu", memory=memory), predicted)
+    assert comparison.exit_code == 0
+    assert comparison.rows[1].unknown_reason == "not on CPU"
+    assert "allocated peak inside" in comparison.verdict
+
+
+@pytest.mark.parametrize(("high", "code"), [(24 * 2**30, 0), (20 * 2**30, 4)])
+def test_out_of_memory_must_have_been_predicted(high: int, code: int) -> None:
+    record = a_record(outcome="out_of_memory", hardware=Hardware(gpu_memory_bytes=23 * 2**30))
+    predicted = Prediction(
+        allocated_peak_bytes=1,
+        reserved_peak_bytes=1,
+        device_peak_bytes=high,
+        low_bytes=1,
+        high_bytes=high,
+    )
+    comparison = compare(record, predicted)
+    assert comparison.exit_code == code
+    assert comparison.rows[0].measured_bytes is None
+    assert comparison.rows[0].unknown_reason == "out of memory"
+
+
+def test_nothing_to_judge_is_no_failure() -> None:
+    assert compare(a_record(outcome="failed", message="x"), PREDICTED).exit_code == 0
+    comparison = compare(a_record(memory=measured()), None, "no profile")
+    assert comparison.inside_band is None
+    assert to_json(comparison)["prediction_unknown_reason"] == "no profile"
+
+
+def test_json_and_text_hold_the_same_rows() -> None:
+    comparison = compare(a_record(memory=measured(), notes=("a note",)), PREDICTED)
+    document = to_json(comparison)
+    assert prediction_from_json(document["prediction"]) == PREDICTED
+    assert [row["statistic"] for row in document["rows"]] == list(STATISTICS[:3])
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(comparison))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("NVIDIA L4", "allocated peak", "+1.00 %", "inside the predicted band", "a note"):
+        assert words in text
+
+
+def test_the_adapter_hands_the_question_over() -> None:
+    asked: list[Any] = []
+
+    def estimate(
+        source: ModelSource, workload: Workload, strategy: Strategy, cluster: Cluster
+    ) -> Any:
+        asked.extend((source.name, workload, strategy, cluster.accelerator.is_cpu))
+        fields = {name: getattr(PREDICTED, name) for name in PREDICTED.__dataclass_fields__}
+        return SimpleNamespace(memory=SimpleNamespace(**fields, more=1))
+
+    source = ModelSource(
+        name="tiny",
+        origin="config",
+        config={},
+        path=None,
+        checkpoint_parameters=None,
+        checkpoint_note="",
+    )
+    found = predict(estimate, source, WORKLOAD, STRATEGY, find_cluster("cpu", None))
+    assert found == PREDICTED
+    assert asked == ["tiny", WORKLOAD, STRATEGY, True]
+
+
+def test_a_card_is_found_by_torchs_name() -> None:
+    assert find_cluster("cuda", "NVIDIA L4").accelerator.id == "L4"
+    with pytest.raises(UnknownDevice, match="could not be read"):
+        find_cluster("cuda", None)
