@@ -117,12 +117,13 @@ def _from_usage(error: Any, arguments: Sequence[str]) -> SizingError:
     option = getattr(error, "option_name", None)
     if option is None:
         return SpecError("usage", shlex.join(arguments), problem, hint="see rigsize --help")
-    possible = getattr(error, "possibilities", None) or ()
+    field = str(option).lstrip("-")
     if not hasattr(error, "possibilities"):
-        return SpecError(str(option), None, problem)
+        return SpecError(field, None, problem)
+    possible = error.possibilities or ()
     verb = next((a for a in arguments if a in VERBS), "")
     return SpecError(
-        str(option),
+        field,
         option,
         "no such option",
         nearest=sorted(possible)[0] if possible else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from rigsize.cli_flags import MODEL, VERBS
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
 from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.models import ModelSource, default_task, heads_of, max_positions, resolve_model
-from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.spec import POLICIES, Cluster, Strategy, Workload
 from rigsize.spec.checks import integer, one_of
-from rigsize.spec.strategy import NOT_YET, OPTIMIZER_ALIASES
+from rigsize.spec.strategy import NOT_YET, OPTIMIZER_ALIASES, RECOMPUTES
 from rigsize.units import format_bytes, parse_bytes
 
 __all__ = ["Job", "Settings", "Target", "parse_job", "parse_target", "read_spec"]
@@ -28,8 +28,16 @@ ENCODER_LENGTH = 512
 DECODER_LENGTH = 1024
 """The default `max_length` of TRL's SFTConfig."""
 MOST_GLOBAL_BATCH = 10**9
-_ANSWERED = {"parallel": "single", "offload": "none", "method": "full", "loss": "all"}
-_LATER_PRECISIONS = ("int8", "int4")
+_LATER_VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "parallel": (("single",), NOT_YET["parallel"]),
+    "offload": (("none",), NOT_YET["offload"]),
+    "method": (("full",), NOT_YET["method"]),
+    "loss": (("all",), NOT_YET["loss"]),
+    "recompute": (RECOMPUTES, NOT_YET["recompute"]),
+    "precision": (tuple(POLICIES), ("int8", "int4")),
+    "padding": (("fixed", "dynamic"), ("unpadded",)),
+}
+"""By flag: the contract's values that are answered, and those of a later release."""
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _LARGEST_SPEC_BYTES = 1024**2
 
@@ -162,21 +170,12 @@ def _refuse_later(settings: Settings) -> None:
         value = settings.text(flag.name)
         if flag.later and value is not None:
             raise UnsupportedCombination(flag.name, value, "not answered yet")
-    for name, answered in _ANSWERED.items():
-        _refuse_value(settings, name, NOT_YET[name])
+    for name, (answered, later) in _LATER_VALUES.items():
         value = settings.text(name)
         if value is not None:
-            one_of(name, value, (answered, *NOT_YET[name]))
-    _refuse_value(settings, "recompute", NOT_YET["recompute"])
-    _refuse_value(settings, "precision", _LATER_PRECISIONS)
-    _refuse_value(settings, "padding", ("unpadded",))
-
-
-def _refuse_value(settings: Settings, name: str, later: Iterable[str]) -> None:
-    value = settings.text(name)
-    if value is not None and value in tuple(later):
-        answered = (_ANSWERED[name],) if name in _ANSWERED else ()
-        raise UnsupportedCombination(name, value, "not answered yet", allowed=answered)
+            one_of(name, value, (*answered, *later))
+        if value in later:
+            raise UnsupportedCombination(name, value, "not answered yet", allowed=answered)
 
 
 # -- what ---------------------------------------------------------------------------------------

@@ -204,8 +204,6 @@ def _measure_one(settings: Settings) -> int:
         raise UnsupportedCombination(
             "batch-size", "auto", "a measured run needs a number", hint="estimate finds the largest"
         )
-    for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
-        _say(text)
     record = _measured(settings, job)
     with _waiting(f"tracing {job.source.name} for the prediction"):
         prediction, reason = try_predict(
@@ -232,6 +230,8 @@ def _measured(settings: Settings, job: Job) -> Record:
     # Before torch is imported: a mistake is told at once.
     check_job(job.source, job.workload, job.strategy, device or "cpu", **options)
     device = _device(device)
+    for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
+        _say(text)
     _say(f"running {job.source.name} on {device}: torch starts, then {steps or 3} steps")
     return measure(job.source, job.workload, job.strategy, device, command=_typed(), **options)
 
@@ -264,6 +264,7 @@ def _records_folder() -> Path:
 
 
 def _measure_suite(settings: Settings, given: Given) -> int:
+    from rigsize.run.specs import read_specs
     from rigsize.run.suite import run_suite
 
     taken = {"suite", "max_minutes", "out", "device", "json"}
@@ -276,6 +277,7 @@ def _measure_suite(settings: Settings, given: Given) -> int:
     device = settings.text("device")
     if device not in (None, "cpu", "cuda"):
         raise SpecError("device", device, "unknown value", allowed=("cpu", "cuda"))
+    read_specs(file)  # a mistake in it is told before anything else is said
     minutes = _minutes(settings.text("max-minutes"))
     report = run_suite(
         file, minutes, out, _suite_device(device), command=_typed(), progress=_tell_line

@@ -21,8 +21,8 @@ _TITLES = {
     "pre-training": "XLM-RoBERTa, pre-training (masked LM), 128 tokens",
 }
 _COLUMNS = (
-    *("model", "GPUs", "batch x acc.", "published", "predicted", "peak GiB"),
-    *("margins GiB", "verdict"),
+    *("model", "GPUs", "batch\nx acc.", "published\nGB", "predicted\nGB", "peak\nGiB"),
+    *("margins\nGiB", "verdict"),
 )
 _NUMBERS = _COLUMNS[2:7]
 
@@ -65,7 +65,7 @@ def _cells(row: TableRow, notes: list[str]) -> list[str]:
         row.model.rpartition("/")[2].removeprefix("xlm-roberta-"),
         f"{row.num_gpus} {row.gpu.partition('-')[0]} {row.training_type}",
         f"{row.micro_batch} x {row.accumulation:,}",
-        f"{row.published_size_class_gb} GB",
+        str(row.published_size_class_gb),
         _class(row),
         "" if row.device_peak_bytes is None else f"{row.device_peak_bytes / GIB:.2f}",
         _margins(row),
@@ -77,7 +77,7 @@ def _class(row: TableRow) -> str:
     """The class, and in brackets that of the article's own card where it differs."""
     if row.device_peak_bytes is None:
         return ""
-    found = "> 80 GB" if row.size_class_gb is None else f"{row.size_class_gb} GB"
+    found = "> 80" if row.size_class_gb is None else str(row.size_class_gb)
     own = row.own_card_class_gb
     return found if own in (row.size_class_gb, None) else f"{found} (own {own})"
 

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rigsize.report.console import PLAIN_WIDTH, write
+from rigsize.report.table import table_document, table_text
+from rigsize.seed_table import TableRow
+from rigsize.units import GIB
+
+CARDS = {16: "P100-16GB-PCIe", 40: "A100-40GB-PCIe"}
+
+
+def row(**more: Any) -> TableRow:
+    values: dict[str, Any] = {
+        "table": "pre-training",
+        "model": "FacebookAI/xlm-roberta-large",
+        "training_type": "Single",
+        "gpu": "A100-40GB",
+        "num_gpus": 1,
+        "micro_batch": 8,
+        "accumulation": 1024,
+        "published_size_class_gb": 16,
+        "published_hours": 15.3,
+        "published_host_gb": 12.0,
+        "device_peak_bytes": 15 * GIB,
+        "size_class_gb": 16,
+        "size_class_card": "P100-16GB-PCIe",
+        "own_card_class_gb": 24,
+        "own_card_reserved_bytes": 14 * GIB,
+        "margin_below_bytes": 7 * GIB,
+        "margin_above_bytes": -GIB // 2,
+        "verdict": "on_the_edge",
+        "note": "a note",
+    }
+    return TableRow(**values | more)
+
+
+UNANSWERED = row(
+    **dict.fromkeys(
+        "device_peak_bytes size_class_gb own_card_class_gb own_card_reserved_bytes"
+        " margin_below_bytes margin_above_bytes".split()
+    ),
+    verdict="not_answered_yet",
+    note="sharding is not answered yet",
+    size_class_card="",
+    num_gpus=2,
+)
+
+
+def test_the_row_is_the_contract() -> None:
+    document = table_document([row()], "recipe", ("foot",), CARDS)
+    (found,) = document["rows"]
+    assert set(found) == set(
+        "table model training_type gpu num_gpus micro_batch accumulation published predicted"
+        " verdict note".split()
+    )
+    assert found["published"] == {"size_class_gb": 16, "hours": 15.3, "host_gb": 12.0}
+    predicted = found["predicted"]
+    assert predicted["device_peak_bytes"] == 15 * GIB
+    assert predicted["size_class_gb"] == 16
+    assert predicted["own_card_class_gb"] == 24
+    assert predicted["hours"]["p50"] is None
+    assert predicted["hours"]["p50_unknown_reason"]
+    assert document["footnotes"] == ["foot"]
+    assert document["size_class_cards"] == {"16": "P100-16GB-PCIe", "40": "A100-40GB-PCIe"}
+
+
+def test_an_unanswered_row_says_why() -> None:
+    predicted = table_document([UNANSWERED], "", (), {})["rows"][0]["predicted"]
+    assert predicted["device_peak_bytes"] is None
+    assert predicted["device_peak_bytes_unknown_reason"] == "sharding is not answered yet"
+
+
+def test_the_smallest_class_has_no_margin_below() -> None:
+    predicted = table_document([row(margin_below_bytes=None)], "", (), {})["rows"][0]["predicted"]
+    assert predicted["margin_below_bytes_unknown_reason"] == "no smaller class"
+
+
+def test_text(capsys: pytest.CaptureFixture[str]) -> None:
+    write(table_text([row(), row(table="fine-tuning", note=""), UNANSWERED], "R", ("F",), CARDS))
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert max(map(len, text.split("\n"))) <= PLAIN_WIDTH
+    assert " 16 (own 24) " in text
+    assert "+7.00 / -0.50" in text
+    assert "on the edge [1]" in text
+    assert "not answered yet [2]" in text
+    assert "[1] a note" in text
+    assert "2 on the edge, 1 not answered yet." in text
+    assert "recipe: R" in text
+    assert "16 GB P100-16GB-PCIe" in text
