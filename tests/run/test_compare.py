@@ -67,13 +67,16 @@ def test_on_a_cpu_the_allocated_peak_is_judged() -> None:
         allocated_peak_bytes=1001,
         reserved_peak_bytes=None,
         device_peak_bytes=None,
-        low_bytes=995,
-        high_bytes=1005,
+        low_bytes=1001,
+        high_bytes=1001,
     )
+    # A trace gives one figure; a thousandth is left for scalars: 1001 * 0.999 = 999.999.
     comparison = compare(a_record(device="cpu", memory=memory), predicted)
     assert comparison.exit_code == 0
     assert comparison.rows[1].unknown_reason == "not on CPU"
     assert "allocated peak inside" in comparison.verdict
+    far = Memory(allocated_peak_bytes=1003, unknown=unknown)
+    assert compare(a_record(device="cpu", memory=far), predicted).exit_code == 4
 
 
 @pytest.mark.parametrize(("high", "code"), [(24 * 2**30, 0), (20 * 2**30, 4)])

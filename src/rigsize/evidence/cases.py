@@ -29,6 +29,8 @@ _UNITS = {"bytes": 1, "GiB": GIB, "MiB": 1024**2, "GB": 10**9}
 
 RECORD_BANDS_PERCENT = {"allocated": 3.0, "reserved": 5.0, "device": 5.0}
 """Declared on 2026-11-23, before any Record of a GPU existed."""
+CPU_BAND_PERCENT = 0.5
+"""Of the allocated peak on a CPU, where neither blocks nor kernels' scratch are in the way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rigsize.errors import SizingError
-from rigsize.evidence.cases import RECORD_BANDS_PERCENT, Case, RecordCase
+from rigsize.evidence.cases import CPU_BAND_PERCENT, RECORD_BANDS_PERCENT, Case, RecordCase
 from rigsize.models.source import ModelSource, resolve_model
 from rigsize.run import host
 from rigsize.run.compare import EstimateFunction, Prediction, find_cluster, predict
@@ -242,7 +242,8 @@ def _record_result(
 ) -> Result:
     measured = getattr(case.record.memory, f"{statistic}_peak_bytes")
     predicted = getattr(prediction, f"{statistic}_peak_bytes") if prediction else None
-    band = RECORD_BANDS_PERCENT[statistic]
+    on_cpu = case.record.device == "cpu"
+    band = CPU_BAND_PERCENT if on_cpu else RECORD_BANDS_PERCENT[statistic]
     if predicted is not None:
         verdict = _verdict(predicted, measured, band)
     else:
