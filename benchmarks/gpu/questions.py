@@ -29,7 +29,7 @@ from rigsize.memory.kernel_scratch import (
     embedding_backward_scratch,
     foreach_norm_scratch_bytes,
 )
-from rigsize.program.attention import AttentionNode, Event, Kernel, lower_attention
+from rigsize.program.attention import AttentionNode, BufferEvent, Kernel, lower_attention
 
 MIB = 1 << 20
 Row = dict[str, Any]
@@ -268,7 +268,7 @@ def attention_expected(card: Card, kernel: Kernel, shape: Attention) -> tuple[in
     return forward_peak, sum(kept.values()), backward_peak - sum(kept.values())
 
 
-def running(events: Sequence[Event], live: dict[str, int]) -> tuple[int, dict[str, int]]:
+def running(events: Sequence[BufferEvent], live: dict[str, int]) -> tuple[int, dict[str, int]]:
     """Peak of the live bytes over the events, and what is alive after them."""
     now = dict(live)
     peak = sum(now.values())
