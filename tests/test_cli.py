@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.report import hand_made
 
 import rigsize
-from rigsize import cli
 from rigsize.cli import run
 from rigsize.cli_flags import VERBS, VERBS_LATER
-from rigsize.errors import SizingError
 
 JOB = set(
     "--task --num-labels --use --max-length --max-target-length --padding --padding-in-batch"
@@ -110,12 +106,10 @@ def test_version(ran: Ran) -> None:
 def test_nothing_heavy_is_imported(code: str) -> None:
     probe = (
         "import sys; print([m for m in ('torch', 'transformers', 'numpy', 'rich', 'pandas',"
-        " 'huggingface_hub', *LIGHT) if m in sys.modules])"
+        " 'huggingface_hub') if m in sys.modules])"
     )
-    # Help may import typer; an answer may not.
-    light = "()" if "help" in code else "('typer', 'pydantic')"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nLIGHT = {light}\n{probe}"],
+        [sys.executable, "-c", f"{code}\n{probe}"],
         capture_output=True,
         text=True,
         check=True,
@@ -136,44 +130,6 @@ def test_python_m_rigsize() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     one_line(done.stderr)
-
-
-def read(monkeypatch: pytest.MonkeyPatch, *arguments: str, plain: bool) -> dict[str, Any] | None:
-    """What a verb is called with; None where typer refuses."""
-    found: list[dict[str, Any]] = []
-    monkeypatch.setattr(cli, "_call", lambda verb, given: found.append(dict(given)))
-    if plain:
-        return cli._plain(arguments[0], arguments)
-    try:
-        cli._typer(arguments[0], arguments)
-    except SizingError:
-        return None
-    return found[0] if found else None
-
-
-VALUES = st.sampled_from(["16", "auto", "-5", "--json", "a b", "", "x=y", "masked-lm"])
-WORDS = st.sampled_from(
-    [*sorted(OPTIONS["estimate"]), "--batch_size", "--gpus=L4", "--", "-", "model", ""]
-)
-
-
-@given(st.lists(st.one_of(WORDS, st.tuples(WORDS, VALUES).map(list), VALUES), max_size=6))
-def test_plain_arguments_are_read_as_typer_reads_them(words: list[str | list[str]]) -> None:
-    flat = [w for word in words for w in (word if isinstance(word, list) else [word])]
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        quickly = read(monkeypatch, "estimate", *flat, plain=True)
-        if quickly is not None:
-            assert quickly == read(monkeypatch, "estimate", *flat, plain=False)
-
-
-def test_a_usual_command_needs_no_typer() -> None:
-    arguments = ("estimate", "m", "--gpus", "L4", "--no-padding-in-batch", "--json")
-    assert cli._plain("estimate", arguments) == {
-        "model": "m",
-        "gpus": "L4",
-        "padding_in_batch": False,
-        "json": True,
-    }
 
 
 # -- bad input ----------------------------------------------------------------------------------

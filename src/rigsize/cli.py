@@ -5,32 +5,28 @@
     2  bad usage or bad input       5  hardware or network is missing
 
 The answer goes to stdout, progress and warnings to stderr. Neither torch nor transformers nor
-rich is imported here. typer, which imports pydantic and takes longer than the estimate of a
-10 B model, is asked only where it is needed: for help and for what `_plain` does not understand.
+rich is imported here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import typer
 
 from rigsize import __version__
 from rigsize.cli_flags import MODEL, VERBS, VERBS_LATER, Flag
 from rigsize.errors import SizingError, SpecError, UnsupportedCombination, nearest
 
-if TYPE_CHECKING:
-    import inspect
-
-    import typer
-
 __all__ = ["main", "run"]
 
 INTERNAL, INTERRUPTED = 1, 130
-_TAKE_MODEL = ("estimate", "measure")
 _ABOUT = {
     "estimate": "The GPU memory a run will really take, and whether it fits.",
     "table": "The seed article's tables, predicted beside published.",
@@ -53,6 +49,8 @@ Examples:
   rigsize estimate xlm-roberta-large --gpus A100-40GB --batch-size 16 --max-length 128
   rigsize estimate ./my-model --task causal-lm --precision bf16 --gpus H100 --explain
 """
+# From the public name: its module moved between versions of typer.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
@@ -72,11 +70,13 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except SizingError as error:
         return _refuse(error, as_json)
+    except _UsageError as error:
+        return _refuse(_from_usage(error, arguments), as_json)
     except BrokenPipeError:
         # The reader left (`| head`): nothing more to say, and the flush at exit must not say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
         return _internal(error, arguments, as_json)
@@ -87,52 +87,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     verb = next((a for a in arguments if not a.startswith("-")), None)
     if verb is not None and verb not in VERBS:
         raise _no_verb(verb)
-    given = _plain(verb, arguments) if verb is not None else None
-    return _call(verb, given) if verb is not None and given is not None else _typer(verb, arguments)
-
-
-def _call(verb: str, given: Mapping[str, str | bool]) -> int:
-    from rigsize import cli_verbs  # late: `--help` needs none of it
-
-    return cli_verbs.VERBS[verb](given)
-
-
-def _plain(verb: str, arguments: Sequence[str]) -> dict[str, str | bool] | None:
-    """`VERB [MODEL] --flag VALUE --switch ...` as typer would read it; None for all else."""
-    by_option = {option: flag for flag in VERBS[verb] for option in flag.options}
-    given: dict[str, str | bool] = {}
-    rest = iter(arguments)
-    if next(rest) != verb:
-        return None
-    for argument in rest:
-        flag = by_option.get(argument)
-        if flag is not None and flag.switch:
-            given[flag.key] = argument == f"--{flag.name}"
-        elif flag is not None:
-            value = next(rest, None)
-            if value is None:
-                return None
-            given[flag.key] = value
-        elif argument[:1] in ("-", "") or MODEL.key in given or verb not in _TAKE_MODEL:
-            return None
-        else:
-            given[MODEL.key] = argument
-    return given
-
-
-def _typer(verb: str | None, arguments: Sequence[str]) -> int:
-    """The same through typer: for help, for `--flag=VALUE` and to say what is wrong."""
-    import typer
-
-    # From the public name: its module moved between versions of typer.
-    usage_error: Any = typer.BadParameter.__mro__[1]
     command = typer.main.get_command(_app(verb))
-    try:
-        code = command.main(list(arguments), prog_name="rigsize", standalone_mode=False)
-    except usage_error as error:
-        raise _from_usage(error, arguments) from None
-    except typer.Abort:
-        return INTERRUPTED
+    code = command.main(list(arguments), prog_name="rigsize", standalone_mode=False)
     return code if isinstance(code, int) else 0
 
 
@@ -198,8 +154,6 @@ def _internal(error: Exception, arguments: Sequence[str], as_json: bool) -> int:
 
 def _app(verb: str | None) -> typer.Typer:
     """All verbs by name; the flags of the one that is called, or of none for the help."""
-    import typer
-
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -213,35 +167,34 @@ def _app(verb: str | None) -> typer.Typer:
             "token_normalize_func": lambda token: token.replace("_", "-"),
         },
     )
-
-    def callback(
-        ctx: typer.Context,
-        version: bool = typer.Option(False, "--version", help="Print the version and stop."),
-    ) -> None:
-        if version:
-            print(f"rigsize {__version__}")
-            raise typer.Exit(0)
-        if ctx.invoked_subcommand is None:
-            print(ctx.get_help())
-
-    callback.__annotations__ |= {"ctx": typer.Context, "version": bool}  # typer is no global here
-    app.callback()(callback)
+    app.callback()(_callback)
     for name in VERBS:
         # no_args_is_help must stay off: `estimate --spec FILE` has no other argument.
         app.command(name, help=_ABOUT[name])(_command(name, VERBS[name] if name == verb else ()))
     return app
 
 
+def _callback(
+    ctx: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    if version:
+        print(f"rigsize {__version__}")
+        raise typer.Exit(0)
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
 def _command(verb: str, flags: Sequence[Flag]) -> Callable[..., int]:
     """A function with one parameter a flag, as typer reads it."""
 
     def command(**given: str | bool | None) -> int:
-        return _call(verb, {k: v for k, v in given.items() if v is not None})
+        from rigsize import cli_verbs  # late: `--help` needs none of it
 
-    import inspect  # late: only typer's path needs it
+        return cli_verbs.VERBS[verb]({k: v for k, v in given.items() if v is not None})
 
     parameters = [_parameter(flag) for flag in flags]
-    if verb in _TAKE_MODEL:
+    if verb in ("estimate", "measure"):
         parameters.insert(0, _model_parameter())
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {}
@@ -249,15 +202,11 @@ def _command(verb: str, flags: Sequence[Flag]) -> Callable[..., int]:
 
 
 def _model_parameter() -> inspect.Parameter:
-    import typer
-
     info = typer.Argument(None, metavar="MODEL", help=MODEL.help, show_default=False)
     return _keyword(MODEL.key, str | None, info)
 
 
 def _parameter(flag: Flag) -> inspect.Parameter:
-    import typer
-
     names = "/".join(flag.options)
     common: Mapping[str, Any] = {"help": flag.help, "hidden": flag.later, "show_default": False}
     if flag.switch:
@@ -267,8 +216,6 @@ def _parameter(flag: Flag) -> inspect.Parameter:
 
 
 def _keyword(name: str, annotation: object, default: object) -> inspect.Parameter:
-    import inspect
-
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
