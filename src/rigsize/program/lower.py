@@ -243,8 +243,8 @@ class Lowering:
             "cudnn_version": environment.cudnn_version,
         }
         kernel = "flash" if environment.force_flash else choose_kernel(node, **options)
-        reason = "asked for" if environment.force_flash else explain_choice(node, **options)
-        self.result.kernels.setdefault(event.module, f"{kernel}: {reason}")
+        reason = "flash (asked for)" if environment.force_flash else explain_choice(node, **options)
+        self.result.kernels.setdefault(event.module, reason)
         lowering = lower_attention(
             node,
             kernel,  # type: ignore[arg-type]

@@ -28,10 +28,12 @@ PACKAGED = Path(__file__).parent / "profiles"
 
 def find_profile(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -> Profile:
     """A profile of `key` proved for a size: shipped, cached, else traced and cached."""
-    path = cache_folder() / file_name(key, point)
     profile = read_packaged(key)
-    if profile is None or profile.body_at(point) is None:
-        profile = read_profile(path)
+    if profile is not None and profile.body_at(point) is not None:
+        return profile
+    # Only now: asking for the installed versions costs more than reading a shipped profile.
+    path = cache_folder() / file_name(key, point)
+    profile = read_profile(path)
     if profile is not None and profile.body_at(point) is not None:
         return profile
     from rigsize.trace.child import trace_in_child
