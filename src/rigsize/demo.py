@@ -30,9 +30,10 @@ def parts() -> list[tuple[str, list[str]]]:
         ("The article's tables: predicted beside published", ["table"]),
         (
             "One estimate, explained byte by byte",
-            ["estimate", "xlm-roberta-base", "--task", "masked-lm", "--use", "pre-training"]
-            + ["--batch-size", "16", "--global-batch", "8192", "--max-length", "128"]
-            + ["--gpus", "A100-40GB", "--explain"],
+            (
+                "estimate xlm-roberta-base --task masked-lm --use pre-training --batch-size 16"
+                " --global-batch 8192 --max-length 128 --gpus A100-40GB --explain"
+            ).split(),
         ),
         (
             "One real run on this machine beside its prediction",

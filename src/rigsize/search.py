@@ -196,9 +196,7 @@ def _could_fit(answer: Estimate, strategy: Strategy) -> bool:
     return weights + trained <= capacity - accelerator.context_bytes.value.low
 
 
-def _try(
-    answer: Estimate, combination: tuple[_Change, ...], strategy: Strategy
-) -> Edit | None:
+def _try(answer: Estimate, combination: tuple[_Change, ...], strategy: Strategy) -> Edit | None:
     try:
         after = estimate(answer.source, answer.workload, strategy, answer.cluster)
     except SizingError:  # a model without a block to recompute, say: no edit then

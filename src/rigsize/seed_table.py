@@ -99,9 +99,7 @@ def _predict(row: dict[str, str]) -> TableRow:
         use=row["table"],
         max_length=MAX_LENGTH,
     )
-    strategy = Strategy(
-        micro_batch=int(row["micro_batch"]), accumulation=int(row["accumulation"])
-    )
+    strategy = Strategy(micro_batch=int(row["micro_batch"]), accumulation=int(row["accumulation"]))
     own = find_accelerator(row["gpu"])
     profile = profile_for(source, workload, strategy, own)
     answer = estimate(source, workload, strategy, Cluster(accelerator=own), profile=profile)
@@ -157,9 +155,10 @@ def size_class(program: Program, allocated_peak_bytes: int) -> int | None:
     """The smallest class on whose card the replay ends; None past 80 GB."""
     for size in CLASS_CARDS:
         free = usable_bytes(size) - _card(size).context_bytes.value.mid
-        if allocated_peak_bytes <= free:
-            if replay(program, capacity_bytes=free).out_of_memory is None:
-                return size
+        if allocated_peak_bytes > free:
+            continue
+        if replay(program, capacity_bytes=free).out_of_memory is None:
+            return size
     return None
 
 

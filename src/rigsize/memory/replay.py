@@ -148,9 +148,7 @@ def replay_exact(program: Program) -> Replay:
 class _ExactAllocator(CachingAllocator):
     """Counts requested bytes; the CPU allocator has no pools of its own."""
 
-    def run(
-        self, ops: list[int], sizes: list[int], blocks: list[Block | None]  # type: ignore[override]
-    ) -> int:
+    def run(self, ops: list[int], sizes: list[int], _blocks: list[Block | None]) -> int:  # type: ignore[override]
         allocated, peak, at = self.allocated_bytes, self.peak_allocated_bytes, -1
         for index, operation in enumerate(ops):
             if operation >= 0:

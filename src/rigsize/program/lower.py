@@ -115,11 +115,11 @@ class Lowering:
         self._define(event.ref, group, size, self.categories.of(event, phase, group))
         out.append(Primitive(ALLOC, _known(event.ref)))
 
-    def _free(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
+    def _free(self, out: list[Primitive], event: Event, _phase: str, _group: int) -> None:
         if event.ref is not None and event.ref[0] != "kept":
             out.append(Primitive(FREE, event.ref))
 
-    def _gradient(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
+    def _gradient(self, out: list[Primitive], event: Event, _phase: str, _group: int) -> None:
         out.append(Primitive(GRADIENT, _known(event.ref), event.label[0]))
 
     def _kernel(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
@@ -129,9 +129,7 @@ class Lowering:
         name = event.label[0]
         numbers = [evaluate(n, self.values) for n in event.numbers]
         if name == "gemm":
-            size = cublas_workspace_bytes(
-                environment.compute_capability, environment.torch_version
-            )
+            size = cublas_workspace_bytes(environment.compute_capability, environment.torch_version)
             place = self.categories.place("workspaces", phase, event.module, "cublas", "derived")
             out.append(Primitive(WORKSPACE, ("own", -1), num_bytes=size, place=place))
             return
@@ -150,7 +148,8 @@ class Lowering:
         if name == "embedding_backward":
             return [size for _, size in embedding_backward_scratch(*numbers) if size]
         if name == "layer_norm_backward":
-            return [size for _, size in layer_norm_backward_scratch(*numbers, sms) if size]
+            rows, width = numbers
+            return [size for _, size in layer_norm_backward_scratch(rows, width, sms) if size]
         raise AssertionError(f"kernel {name} has no scratch rule")
 
     # -- attention --------------------------------------------------------------------------
@@ -247,7 +246,7 @@ class Lowering:
         self.result.kernels.setdefault(event.module, reason)
         lowering = lower_attention(
             node,
-            kernel,  # type: ignore[arg-type]
+            kernel,
             compute_capability=environment.compute_capability,
             sm_count=environment.sm_count,
         )

@@ -45,7 +45,9 @@ class PrecisionPolicy:
         return f"{' + '.join(shown)} = {total}" if len(shown) > 1 else shown[0]
 
 
-def _policy(name: str, compute: str, half_dtype: str, *sizes: int, **more: object) -> PrecisionPolicy:
+def _policy(
+    name: str, compute: str, half_dtype: str, *sizes: int, **more: object
+) -> PrecisionPolicy:
     weight, gradient, master, state = sizes
     return PrecisionPolicy(
         name=name,
