@@ -11,7 +11,7 @@ The steady state repeats the same slices, so the timeline holds each of them onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rigsize.errors import TraceFailed
@@ -19,11 +19,13 @@ from rigsize.memory.kernel_scratch import column_sum_scratch_bytes
 from rigsize.program.categories import Categories, backbone_of, weight_category
 from rigsize.program.clipping import LossScaler
 from rigsize.program.environment import Environment
-from rigsize.program.lower import ALLOC, FREE, GRADIENT, WORKSPACE, Lowered, Lowering, Primitive
+from rigsize.program.lower import ALLOC, FREE, GRADIENT, WORKSPACE, Lowering, Primitive
+from rigsize.program.micro_step import MicroStep
 from rigsize.program.optimizer import make_optimizer, optimizer_phase
-from rigsize.program.timeline import Parameter, Place, Timeline
+from rigsize.program.tiling import Tiled
+from rigsize.program.timeline import Parameter, Timeline
 from rigsize.spec.strategy import Strategy
-from rigsize.trace.profile import Body, Profile
+from rigsize.trace.profile import Profile
 from rigsize.trace.sizes import evaluate, monomials_at
 
 
@@ -88,8 +90,6 @@ class _Builder:
         self.training = profile.key.use == "training"
         self.parameters: list[Parameter] = []
         self.by_name: dict[str, Parameter] = {}
-        self._micro_base = 0
-        """The storage number of the micro-step's first storage."""
 
     def build(self) -> Program:
         lowered = Lowering(
@@ -101,9 +101,8 @@ class _Builder:
             self.strategy.policy.half_dtype,
         ).run()
         slices = {"load": self._load()}
-        stream = _Tiled(self.profile, self.body, lowered)
-        size = len(stream.sizes)
-        first, micro, marks, phases = self._micro_step(stream, lowered)
+        step = self._micro_step(Tiled(self.profile, self.body, lowered))
+        slices["first"], slices["micro"] = step.with_workspaces(), step.operations
         program = Program(
             timeline=self.timeline,
             slices=slices,
@@ -112,12 +111,11 @@ class _Builder:
             accumulation=self.strategy.accumulation if self.training else 1,
             kernels=lowered.kernels,
             assumptions=sorted(lowered.assumptions),
+            phase_starts=step.phase_starts(),
         )
-        slices["first"], slices["micro"] = first, micro
-        program.phase_starts = dict.fromkeys(("first", "micro", "accumulate"), phases)
         if self.training:
             if program.accumulation > 1:
-                slices["accumulate"] = self._accumulating(stream, micro, marks, size)
+                slices["accumulate"] = self._accumulating(step)
             self._optimizer(program)
         return program
 
@@ -140,108 +138,51 @@ class _Builder:
 
     # -- micro-steps ------------------------------------------------------------------------
 
-    def _micro_step(
-        self, stream: _Tiled, lowered: Lowered
-    ) -> tuple[list[int], list[int], list[tuple[int, int]], list[tuple[int, str]]]:
-        """(first, micro, gradient marks, phase starts); marks are (index in micro, storage)."""
-        base = self._micro_base = len(self.timeline.sizes)
+    def _micro_step(self, stream: Tiled) -> MicroStep:
+        base = len(self.timeline.sizes)
         self.timeline.sizes.extend(stream.sizes)
         self.timeline.places.extend(stream.places)
-        operations: list[int] = []
-        workspaces: list[tuple[int, Primitive]] = []
-        marks: list[tuple[int, int]] = []
-        phases: list[tuple[int, str]] = []
+        step = MicroStep(base, len(stream.sizes))
         for phase, group, primitives in stream.segments():
-            if not phases or phases[-1][1] != phase:
-                phases.append((len(operations), phase))
-            self._append(stream, primitives, group, base, operations, workspaces, marks)
-        gradients = {storage for _, storage in marks}
-        self._release_rest(operations, base, gradients)
-        return self._with_workspaces(operations, workspaces), operations, marks, phases
+            step.begin(phase)
+            for primitive in primitives:
+                self._append(step, stream, primitive, group)
+        step.release_rest()
+        return step
 
-    def _append(
-        self,
-        stream: _Tiled,
-        primitives: Sequence[Primitive],
-        group: int,
-        base: int,
-        operations: list[int],
-        workspaces: list[tuple[int, Primitive]],
-        marks: list[tuple[int, int]],
-    ) -> None:
-        own = stream.offsets[group] + base
-        resolve = stream.resolve
-        for primitive in primitives:
-            ref = primitive.ref
-            storage = own + ref[1] if ref[0] == "own" else base + resolve(ref, group)
-            kind = primitive.kind
-            if kind == ALLOC:
-                operations.append(storage)
-            elif kind == FREE:
-                operations.append(~storage)
-            elif kind == GRADIENT:
-                marks.append((len(operations), storage))
-                parameter = self.by_name.get(stream.name(primitive.name, group))
-                assert parameter is not None, primitive.name
-                parameter.gradient = storage
-                self._mark_gradient(storage)
-            elif kind == WORKSPACE:
-                workspaces.append((len(operations), primitive))
-
-    def _mark_gradient(self, storage: int) -> None:
-        place = self.timeline.places[storage]
-        self.timeline.places[storage] = self.categories.place(
-            "gradients", place.phase, place.module, place.op, place.basis
-        )
-
-    def _with_workspaces(
-        self, operations: list[int], workspaces: list[tuple[int, Primitive]]
-    ) -> list[int]:
-        """The micro-step with the workspaces made where the first product of a thread runs."""
-        first = list(operations)
-        for index, primitive in reversed(workspaces):
+    def _append(self, step: MicroStep, stream: Tiled, primitive: Primitive, group: int) -> None:
+        kind = primitive.kind
+        if kind == WORKSPACE:
             assert primitive.place is not None
             storage = len(self.timeline.sizes)
             self.timeline.sizes.append(primitive.num_bytes)
             self.timeline.places.append(primitive.place)
-            first.insert(index, storage)
-        return first
+            step.workspaces.append((len(step.operations), storage))
+            return
+        storage = step.base + stream.resolve(primitive.ref, group)
+        if kind == GRADIENT:
+            step.gradients.append((len(step.operations), storage))
+            self.by_name[stream.name(primitive.name, group)].gradient = storage
+            self._recategorise(storage, storage, "gradients")
+        else:
+            assert kind in (ALLOC, FREE)
+            step.operations.append(storage if kind == ALLOC else ~storage)
 
-    def _release_rest(self, operations: list[int], base: int, gradients: set[int]) -> None:
-        """What the step's caller holds to the end (the output, the loss) dies with the step."""
-        alive: dict[int, None] = {}
-        for operation in operations:
-            if operation >= 0:
-                alive[operation] = None
-            else:
-                alive.pop(~operation, None)
-        operations.extend(~s for s in alive if s not in gradients)
+    def _recategorise(self, storage: int, like: int, category: str) -> None:
+        place = self.timeline.places[like]
+        self.timeline.places[storage] = self.categories.place(
+            category, place.phase, place.module, place.op, place.basis
+        )
 
-    def _accumulating(
-        self, stream: _Tiled, micro: list[int], marks: list[tuple[int, int]], size: int
-    ) -> list[int]:
-        """Micro-step 2 and later: `grad += new` in place, then the new gradient dies.
-
-        torch/csrc/autograd/functions/accumulate_grad.h, the branch for a defined `variable_grad`.
-        """
-        lowest = self._micro_base
-        shift = len(self.timeline.sizes) - lowest
-        self.timeline.sizes.extend(stream.sizes)
-        self.timeline.places.extend(self.timeline.places[lowest : lowest + size])
-        temporary = {storage for _, storage in marks}
-        for storage in temporary:
-            place = self.timeline.places[storage]
-            self.timeline.places[storage + shift] = self.categories.place(
-                "temporaries", place.phase, place.module, place.op, place.basis
-            )
-        operations: list[int] = []
-        start = 0
-        for index, storage in marks:
-            operations.extend(o + shift if o >= 0 else o - shift for o in micro[start:index])
-            operations.append(~(storage + shift))
-            start = index
-        operations.extend(o + shift if o >= 0 else o - shift for o in micro[start:])
-        return operations
+    def _accumulating(self, step: MicroStep) -> list[int]:
+        """Micro-step 2 and later, on storages of its own: its gradients are temporaries."""
+        shift = len(self.timeline.sizes) - step.base
+        end = step.base + step.num_storages
+        self.timeline.sizes.extend(self.timeline.sizes[step.base : end])
+        self.timeline.places.extend(self.timeline.places[step.base : end])
+        for _, storage in step.gradients:
+            self._recategorise(storage + shift, storage, "temporaries")
+        return step.accumulating(shift)
 
     # -- optimizer ------------------------------------------------------------------------------
 
@@ -274,68 +215,3 @@ class _Builder:
             return None
         sms, threads = self.environment.sm_count, self.environment.max_threads_per_sm
         return lambda rows, columns: sum(column_sum_scratch_bytes(rows, columns, sms, threads))
-
-
-class _Tiled:
-    """The lowered templates tiled to full depth: storages numbered, segments in order."""
-
-    def __init__(self, profile: Profile, body: Body, lowered: Lowered) -> None:
-        self.profile, self.body, self.lowered = profile, body, lowered
-        self.layers = profile.full_layers()
-        self.firsts: list[int] = []
-        self.lasts: list[int] = []
-        start = 1
-        for stack in profile.representative:
-            self.firsts.append(start)
-            start += len(stack)
-            self.lasts.append(start - 1)
-        self.offsets: list[int] = []
-        self.sizes: list[int] = []
-        self.places: list[Place] = []
-        for traced in [0, *(layer[2] for layer in self.layers)]:
-            self.offsets.append(len(self.sizes))
-            self.sizes.extend(lowered.groups[traced].sizes)
-            self.places.extend(lowered.groups[traced].places)
-
-    def name(self, pattern: str, group: int) -> str:
-        """A parameter's full name from its pattern in a layer."""
-        return pattern.replace("*", str(self.layers[group - 1][1]), 1) if group else pattern
-
-    def resolve(self, ref: tuple[object, ...], group: int) -> int:
-        """The storage number of a reference from `group`."""
-        kind, ordinal = ref[0], ref[-1]
-        assert isinstance(ordinal, int)
-        if kind == "own":
-            return self.offsets[group] + ordinal
-        if kind == "global":
-            return self.offsets[0] + ordinal
-        if kind == "near":
-            assert isinstance(ref[1], int)
-            return self.offsets[group + ref[1]] + ordinal
-        _, stack, end, offset, _ = ref
-        assert isinstance(stack, int) and isinstance(offset, int)
-        owner = (self.lasts if end else self.firsts)[stack] + offset
-        return self.offsets[owner] + ordinal
-
-    def segments(self) -> Iterator[tuple[str, int, list[Primitive]]]:
-        """(phase, full group, primitives) in order."""
-        templates = self.lowered.templates
-        stack_of = {
-            g: k for k, groups in enumerate(self.profile.traced_layers()) for g in groups
-        }
-        schedule, index = self.body.schedule, 0
-        while index < len(schedule):
-            phase, group, number = schedule[index]
-            if group == 0:
-                yield phase, 0, templates[number, 0]
-                index += 1
-                continue
-            stack = stack_of[group]
-            depth = self.profile.traced_depths[stack]
-            passage = {g: n for _, g, n in schedule[index : index + depth]}
-            full = range(self.firsts[stack], self.lasts[stack] + 1)
-            ascending = schedule[index][1] <= schedule[index + depth - 1][1]
-            for layer in full if ascending else reversed(full):
-                traced = self.layers[layer - 1][2]
-                yield phase, layer, templates[passage[traced], traced]
-            index += depth

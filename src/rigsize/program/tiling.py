@@ -1,0 +1,73 @@
+"""A lowered body tiled to full depth: every layer's storages numbered, its segments in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rigsize.program.lower import Lowered, Primitive
+from rigsize.program.timeline import Place
+from rigsize.trace.profile import Body, Profile
+
+
+class Tiled:
+    """The lowered templates tiled to full depth: storages numbered, segments in order."""
+
+    def __init__(self, profile: Profile, body: Body, lowered: Lowered) -> None:
+        self.profile, self.body, self.lowered = profile, body, lowered
+        self.layers = profile.full_layers()
+        self.firsts: list[int] = []
+        self.lasts: list[int] = []
+        start = 1
+        for stack in profile.representative:
+            self.firsts.append(start)
+            start += len(stack)
+            self.lasts.append(start - 1)
+        self.offsets: list[int] = []
+        self.sizes: list[int] = []
+        self.places: list[Place] = []
+        for traced in [0, *(layer[2] for layer in self.layers)]:
+            self.offsets.append(len(self.sizes))
+            self.sizes.extend(lowered.groups[traced].sizes)
+            self.places.extend(lowered.groups[traced].places)
+
+    def name(self, pattern: str, group: int) -> str:
+        """A parameter's full name from its pattern in a layer."""
+        return pattern.replace("*", str(self.layers[group - 1][1]), 1) if group else pattern
+
+    def resolve(self, ref: tuple[object, ...], group: int) -> int:
+        """The storage number of a reference from `group`."""
+        kind, ordinal = ref[0], ref[-1]
+        assert isinstance(ordinal, int)
+        if kind == "own":
+            return self.offsets[group] + ordinal
+        if kind == "global":
+            return self.offsets[0] + ordinal
+        if kind == "near":
+            assert isinstance(ref[1], int)
+            return self.offsets[group + ref[1]] + ordinal
+        _, stack, end, offset, _ = ref
+        assert isinstance(stack, int)
+        assert isinstance(offset, int)
+        owner = (self.lasts if end else self.firsts)[stack] + offset
+        return self.offsets[owner] + ordinal
+
+    def segments(self) -> Iterator[tuple[str, int, list[Primitive]]]:
+        """(phase, full group, primitives) in order."""
+        templates = self.lowered.templates
+        stack_of = {g: k for k, groups in enumerate(self.profile.traced_layers()) for g in groups}
+        schedule, index = self.body.schedule, 0
+        while index < len(schedule):
+            phase, group, number = schedule[index]
+            if group == 0:
+                yield phase, 0, templates[number, 0]
+                index += 1
+                continue
+            stack = stack_of[group]
+            depth = self.profile.traced_depths[stack]
+            passage = {g: n for _, g, n in schedule[index : index + depth]}
+            full = range(self.firsts[stack], self.lasts[stack] + 1)
+            ascending = schedule[index][1] <= schedule[index + depth - 1][1]
+            for layer in full if ascending else reversed(full):
+                traced = self.layers[layer - 1][2]
+                yield phase, layer, templates[passage[traced], traced]
+            index += depth
