@@ -115,7 +115,7 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     ),
     Exemption(
         "convolution on CPU",
-        "oneDNN reorders weights and inputs (ATen/native/mkldnn/Conv.cpp)",
+        "oneDNN reorders weights and inputs (`mkldnn_convolution` of ATen/native/mkldnn/Conv.cpp)",
         _in("aten::convolution", "aten::convolution_backward"),
     ),
     Exemption(

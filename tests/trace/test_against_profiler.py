@@ -34,7 +34,7 @@ CANNOT_RECOMPUTE = ("albert", "mpnet")
 OTHER_TASKS = {
     "sequence-classification": [*ENCODERS, "gpt2", "llama", "gpt_neox"],
     "token-classification": [*ENCODERS, "gpt2"],
-    "embedding": [*ENCODERS, "llama", "qwen3", "t5"],
+    "embedding": [*ENCODERS, "llama", "qwen3"],
 }
 
 QUICK = [
