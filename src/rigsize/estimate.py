@@ -59,7 +59,7 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Tight fits are fits: the middle of the band ends without running out of memory."""
+        """Tight fits are fits: one end of the context's band leaves room, the other does not."""
         return self.verdict in ("fits", "tight")
 
 
@@ -284,16 +284,23 @@ def _memory(program: Program, played: Replay, accelerator: Accelerator) -> Memor
     )
 
 
+_STRONGEST_FIRST = ("traced", "derived", "assumed")
+
+
 def ledger(program: Program, played: Replay) -> list[LedgerRow]:
-    """What lives at the peak by category, as requested, largest first."""
+    """What lives at the peak by category, as requested, largest first.
+
+    A row is no better founded than the weakest of its storages.
+    """
     totals: dict[str, int] = {}
     bases: dict[str, str] = {}
     timeline = program.timeline
     for storage in played.live:
         place = timeline.places[storage]
         totals[place.category] = totals.get(place.category, 0) + timeline.sizes[storage]
-        if bases.get(place.category) != "assumed":
-            bases[place.category] = place.basis
+        bases[place.category] = max(
+            bases.get(place.category, "traced"), place.basis, key=_STRONGEST_FIRST.index
+        )
     ranked = sorted(totals.items(), key=lambda item: -item[1])
     return [LedgerRow(name=n, num_bytes=b, basis=bases[n]) for n, b in ranked]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rigsize.estimate import build, estimate, profile_for
+from rigsize.estimate import estimate
 from rigsize.hardware import Accelerator, find_accelerator
 from rigsize.memory.replay import replay
 from rigsize.models import resolve_model
@@ -101,10 +101,8 @@ def _predict(row: dict[str, str]) -> TableRow:
     )
     strategy = Strategy(micro_batch=int(row["micro_batch"]), accumulation=int(row["accumulation"]))
     own = find_accelerator(row["gpu"])
-    profile = profile_for(source, workload, strategy, own)
-    answer = estimate(source, workload, strategy, Cluster(accelerator=own), profile=profile)
-    program = build(source, profile, workload, strategy, own)
-    found = size_class(program, answer.memory.allocated_peak_bytes)
+    answer = estimate(source, workload, strategy, Cluster(accelerator=own))
+    found = size_class(answer.program, answer.memory.allocated_peak_bytes)
     need = answer.memory.device_peak_bytes
     assert need is not None
     published = int(row["published_size_class_gb"])

@@ -95,7 +95,7 @@ class _Player:
         ends = [index for index, _ in starts[1:]] + [len(operations)]
         for (start, phase), end in zip(starts, ends, strict=True):
             chunk = operations[start:end] if len(starts) > 1 else operations
-            highest, allocator.peak_allocated_bytes = allocator.peak_allocated_bytes, 0
+            highest = allocator.peak_allocated_bytes
             allocator.peak_allocated_bytes = allocator.allocated_bytes
             try:
                 index = allocator.run(chunk, self.sizes, self.blocks)

@@ -87,7 +87,8 @@ class Lowering:
             templates={},
             groups=[Group([0] * n, [nowhere] * n) for n in body.births],
         )
-        self._saved: dict[tuple[int, Ref], tuple[AttentionLowering, dict[str, Ref]]] = {}
+        self._saved: dict[tuple[int, Ref], tuple[AttentionLowering, dict[str, Ref], int]] = {}
+        """By (group, output): the lowering, what it saved, the bytes of its mask's gradient."""
         self._consumed = {
             (g, e.ref)
             for _, g, t in body.schedule
@@ -149,7 +150,9 @@ class Lowering:
             return [size for _, size in embedding_backward_scratch(*numbers) if size]
         if name == "layer_norm_backward":
             rows, width = numbers
-            return [size for _, size in layer_norm_backward_scratch(rows, width, sms) if size]
+            weight_bytes = HALF_BYTES if self.profile.key.compute == "half" else 2 * HALF_BYTES
+            buffers = layer_norm_backward_scratch(rows, width, sms, weight_bytes)
+            return [size for _, size in buffers if size]
         raise AssertionError(f"kernel {name} has no scratch rule")
 
     # -- attention --------------------------------------------------------------------------
@@ -177,14 +180,15 @@ class Lowering:
             out.extend((Primitive(ALLOC, copied), Primitive(FREE, copied)))
         saved = {name: ref for name, ref in refs.items() if name != "out"}
         if (group, event.ref) in self._consumed:
-            self._saved[group, _known(event.ref)] = (lowering, saved)
+            mask_bytes = node.mask_elements * node.element_bytes
+            self._saved[group, _known(event.ref)] = (lowering, saved, mask_bytes)
         else:  # a recomputed block saves nothing on its first pass, inference never does
             out.extend(Primitive(FREE, ref) for ref in saved.values())
 
     def _attention_backward(
         self, out: list[Primitive], event: Event, phase: str, group: int
     ) -> None:
-        lowering, saved = self._saved[group, _known(event.ref)]
+        lowering, saved, mask_bytes = self._saved[group, _known(event.ref)]
         place = self.categories.place(
             "temporaries", phase, event.module, lowering.kernel, lowering.basis
         )
@@ -203,10 +207,8 @@ class Lowering:
             out.append(Primitive(ALLOC, refs[name]))
         if len(event.outputs) > len(visible) and event.outputs[3] is not None:
             bias = event.outputs[3]
-            self._define(bias, group, self._mask_bytes, place)
+            self._define(bias, group, mask_bytes, place)
             out.append(Primitive(ALLOC, bias))
-
-    _mask_bytes = 0
 
     def _node(self, event: Event) -> AttentionNode:
         numbers = [evaluate(n, self.values) for n in event.numbers]
@@ -215,7 +217,6 @@ class Lowering:
         half = dtype != "float32"
         size = HALF_BYTES if half else 2 * HALF_BYTES
         elements = mask[0] * mask[1] * mask[2] * mask[3]
-        self._mask_bytes = elements * size
         return AttentionNode(
             batch=batch,
             heads=heads,
