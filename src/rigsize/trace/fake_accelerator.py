@@ -139,7 +139,7 @@ def fake_mode() -> Iterator[FakeTensorMode]:
     """A FakeTensorMode in which no tensor is ever taken for a known constant.
 
     T5, DeBERTa, NLLB and most decoders fail on `aten::empty_strided` otherwise. Never run an
-    optimizer inside: `step.item()` needs the constant (`knowledge`: DataDependentOutputException).
+    optimizer inside: `step.item()` needs the constant and raises DataDependentOutputException.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     mode.may_turn_const = lambda _tensor: False  # type: ignore[method-assign, assignment]
