@@ -104,8 +104,15 @@ def _kinds(full: Mapping[str, Any], depth: int, *, decoder: bool = False) -> lis
         alone = 0
     elif decoder:
         alone = depth - 1
+    settings = [tuple(repr(v[i]) for v in lists) for i in range(depth)]
     return [
-        (*(repr(v[i]) for v in lists), i < dense, i in only or (i + 1) % step != 0, i == alone)
+        (
+            *settings[i],
+            i < dense,
+            i in only or (i + 1) % step != 0,
+            # What all layers of one kind share (rotary tables, masks) dies with the first of them.
+            i == alone or i == settings.index(settings[i]) > 0,
+        )
         for i in range(depth)
     ]
 

@@ -27,6 +27,7 @@ _UNALIGNED = {
     "S": (37, 75, 101, 61, 117, 53, 29, 91, 13, 7, 5, 3),
     "T": (29, 45, 83, 51, 19, 59, 35, 11, 67, 9, 5, 3),
 }
+LONG = 4096
 _BATCHES = (2, 3, 5, 4, 7)
 
 
@@ -66,11 +67,9 @@ def sample_points(
     if name.startswith("at."):
         B, S, T = (int(number) for number in name.split(".")[1:])
         return [{"B": B, "S": S, "T": T} if target else {"B": B, "S": S}]
-    batch, alignment, passed = name.split(".")
+    batch, alignment, _ = name.split(".")
     table = _ALIGNED if alignment == "s8" else _UNALIGNED
-    low = limits[int(passed) - 1] if int(passed) else 0
-    high = limits[int(passed)] if int(passed) < len(limits) else 1 << 62
-    high = min(high, max_positions or high)
+    low, high = _bounds(name, limits, max_positions)
     shift = -(-low // 8) * 8
     lengths = [s + shift for s in table["S"] if low < s + shift <= high]
     points = []
@@ -85,12 +84,20 @@ def sample_points(
 def proof_points(
     name: str, limits: tuple[int, ...], max_positions: int | None, *, target: bool
 ) -> list[dict[str, int]]:
-    """Three sizes that no fit has seen; one of 4,096 tokens where the model allows it."""
+    """Three sizes that no fit has seen; one of LONG tokens or more where the model allows it."""
     seen = sample_points(name, limits, max_positions, target=target, count=5)
     every = sample_points(name, limits, max_positions, target=target, count=12)
     points = every[len(seen) :][:3]
-    low = limits[int(name[-1]) - 1] if int(name[-1]) else 0
-    high = limits[int(name[-1])] if int(name[-1]) < len(limits) else max_positions or 1 << 62
-    if low < 4096 <= min(high, max_positions or high) and points and ".s8." in name:
-        points[0] = {**points[0], "S": 4096}
+    low, high = _bounds(name, limits, max_positions)
+    long = -(-max(low + 1, LONG) // 8) * 8 + (0 if ".s8." in name else 5)
+    if points and long <= high:
+        points[0] = {**points[0], "S": long}
     return points
+
+
+def _bounds(name: str, limits: tuple[int, ...], max_positions: int | None) -> tuple[int, int]:
+    """Lengths of a domain: more than the first, at most the second."""
+    passed = int(name.rpartition(".")[2])
+    low = limits[passed - 1] if passed else 0
+    high = limits[passed] if passed < len(limits) else 1 << 62
+    return low, min(high, max_positions or high)

@@ -48,7 +48,7 @@ def fold(
     """
     first = traces[0]
     for trace in traces:
-        _give_back_layer_deaths(trace, stacks)
+        give_back_layer_deaths(trace, stacks)
     for other, point in zip(traces[1:], points[1:], strict=True):
         if shape_of(other) != shape_of(first):
             raise LengthDependent(
@@ -87,7 +87,7 @@ def mismatch(
 
     Whole sequence: operator, order, place, birth and death by storage, bytes.
     """
-    _give_back_layer_deaths(trace, stacks)
+    give_back_layer_deaths(trace, stacks)
     names = _Namer(trace, stacks)
     if tuple(names.births) != body.births:
         return f"{sum(names.births)} storages against {sum(body.births)}"
@@ -150,26 +150,45 @@ def _segments(events: Sequence[RawEvent]) -> list[tuple[str, int, list[int]]]:
     return segments
 
 
-def _give_back_layer_deaths(trace: RawTrace, stacks: Sequence[tuple[str, int]]) -> None:
-    """Deaths of many layers' storages outside the layers count for the layers that bore them.
+def give_back_layer_deaths(trace: RawTrace, stacks: Sequence[tuple[str, int]]) -> None:
+    """Deaths of every layer's storages outside the layers count for the layers that bore them.
 
-    At the end of an autocast region the cast of every layer's bias dies; told from outside the
-    layers the number of such events would depend on the depth.
+    At the end of an autocast region the cast of every layer's weights dies, layer by layer; told
+    from outside the layers the number of such events would depend on the depth. A few deaths of
+    the first or last layers alone (a loop's variable goes) stay where they are.
     """
     owner = {e.storage: e.group for e in trace.events if e.kind in (ALLOC, ATTENTION)}
-    ends, start = {0}, 1
+    layers, start = [], 1
     for _, depth in stacks:
-        ends |= {start, start + 1, start + depth - 2, start + depth - 1}
+        layers.append(range(start, start + depth))
         start += depth
     run: list[RawEvent] = []
     for event in [*trace.events, None]:
         if event is not None and event.kind == FREE and event.group == 0:
             run.append(event)
             continue
-        if any(owner.get(e.storage, 0) not in ends for e in run):
-            for death in run:
-                death.group = owner.get(death.storage, 0)
+        for passage in _passages([(owner.get(e.storage, 0), e) for e in run]):
+            dying = {group for group, _ in passage}
+            whole = {g for stack in layers if dying >= set(stack) for g in stack}
+            for group, death in passage:
+                death.group = group if group in whole else 0
         run = []
+
+
+def _passages(deaths: list[tuple[int, RawEvent]]) -> list[list[tuple[int, RawEvent]]]:
+    """The deaths in pieces that go through the layers one by one, up or down."""
+    passages: list[list[tuple[int, RawEvent]]] = [[]]
+    last, direction = 0, 0
+    for group, death in deaths:
+        step = group - last if group and last else 0
+        if abs(step) > 1 or step * direction < 0:
+            passages.append([])
+            direction = 0
+        else:
+            direction = step or direction
+        last = group or last
+        passages[-1].append((group, death))
+    return passages
 
 
 def passes_of(

@@ -55,6 +55,20 @@ class Session:
         self._traced: tuple[Depth, Traced] | None = None
         self._radius = 1
 
+    @classmethod
+    def of(cls, profile: Profile, values: Mapping[str, Any], max_positions: int | None) -> Session:
+        """A session at the depth at which a profile of `values` was traced."""
+        session = cls(values, profile.key, max_positions)
+        for radius in (1, 2, 0):
+            depth = reduce_depth(values, session.full, radius)
+            session._radius = radius
+            if (depth.depths, depth.representative) == (
+                profile.traced_depths,
+                profile.representative,
+            ):
+                break
+        return session
+
     def profile(self, labels: Iterable[str]) -> Profile:
         """The profile with every domain of `labels`; TraceFailed when none can be had."""
         wanted = [(name, points) for name in labels if (points := self._points(name))]
@@ -103,11 +117,7 @@ class Session:
 
     def record(self, point: Mapping[str, int], *, full_depth: bool = False) -> RawTrace:
         """One concrete trace; `full_depth` traces every layer (for proofs)."""
-        traced = (
-            Traced(load_config(self.values, self.options), self.options, self.key.device)
-            if full_depth
-            else self._model()[1]
-        )
+        traced = self._whole() if full_depth else self._model()[1]
         return traced.record(point, padded=self.key.padded, hold_output=self.key.hold_output)
 
     def domain_of(self, point: Mapping[str, int]) -> str:
@@ -125,26 +135,27 @@ class Session:
         if self._traced is None:
             depth = reduce_depth(self.values, self.full, self._radius)
             config = load_config(depth.config, self.options)
-            self._traced = depth, Traced(config, self.options, self.key.device)
+            traced = Traced(config, self.options, self.key.device)
+            paths = _described(traced, depth)
+            traced.stacks = [stack for stack in traced.stacks if stack[0] in paths]
+            self._traced = depth, traced
         return self._traced
 
+    def _whole(self) -> Traced:
+        paths = [path for path, _ in self._stacks()]
+        traced = Traced(load_config(self.values, self.options), self.options, self.key.device)
+        traced.stacks = [stack for stack in traced.stacks if stack[0] in paths]
+        return traced
+
     def _stacks(self) -> list[tuple[str, int]]:
-        """The module lists that the config's depths describe; none when they do not match."""
-        depth, traced = self._model()
-        expected = list(depth.depths)
-        found = [(path, len(layers)) for path, layers in traced.stacks]
-        matching = [(path, n) for path, n in found if n in expected]
-        if [n for _, n in matching] == expected:
-            return matching
-        return matching[: len(expected)] if _prefix_matches(matching, expected) else []
+        """(path, traced depth) of the module lists that are tiled; none if none can be."""
+        return [(path, len(layers)) for path, layers in self._model()[1].stacks]
 
     def _body(self, points: list[dict[str, int]], known: list[Body]) -> Body:
         """A body that is known and proved here by PROOFS fresh traces, else a new one."""
-        depth, traced = self._model()
-        stacks = self._stacks()
+        depth, stacks = self._model()[0], self._stacks()
         if depth.reduced and not stacks:
             raise NotFolded("the layers are in no list that the config's depth describes")
-        traced.stacks = [s for s in traced.stacks if s[0] in [path for path, _ in stacks]]
         traces: list[RawTrace] = []
         for point in points[:PROOFS]:
             if not known:
@@ -195,8 +206,12 @@ class Session:
         return inputs
 
 
-def _prefix_matches(found: list[tuple[str, int]], expected: list[int]) -> bool:
-    return [n for _, n in found[: len(expected)]] == expected
+def _described(traced: Traced, depth: Depth) -> list[str]:
+    """Paths of the module lists that the config's depths describe; none when they do not match."""
+    expected = list(depth.depths)
+    matching = [(path, len(layers)) for path, layers in traced.stacks if len(layers) in expected]
+    chosen = matching[: len(expected)]
+    return [path for path, _ in chosen] if [n for _, n in chosen] == expected else []
 
 
 def _tensor(
