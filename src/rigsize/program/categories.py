@@ -54,7 +54,7 @@ class Categories:
     def _name(self, event: Event, phase: str, group: int) -> str:
         if not group and self._is_logits(event):
             return "logits"
-        if phase == "backward" and not event.module.startswith("recompute"):
+        if phase != "forward":  # what a block computes again in backward dies there, too
             return "temporaries"
         if event.op == "_to_copy" and event.size and event.size[0][1] == "1":
             return "weights.autocast_casts"

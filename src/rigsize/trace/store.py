@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rigsize import __version__
 from rigsize.errors import TraceFailed
 from rigsize.trace.domains import label
 from rigsize.trace.profile import Profile, TraceKey, unpack
