@@ -102,11 +102,11 @@ def read_profile(path: Path) -> Profile | None:
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/rigsize/profiles/v1-TORCH-TRANSFORMERS`, of the installed minor versions."""
+    """`$XDG_CACHE_HOME/rigsize/profiles/RIGSIZE-TORCH-TRANSFORMERS`, by installed versions."""
     given = os.environ.get("XDG_CACHE_HOME")
     base = Path(given) if given else Path.home() / ".cache"
     installed = "-".join(_minor(name) for name in ("torch", "transformers"))
-    return base / "rigsize" / "profiles" / f"v1-{installed}"
+    return base / "rigsize" / "profiles" / f"{__version__}-{installed}"
 
 
 def _minor(package: str) -> str:
