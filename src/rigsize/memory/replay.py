@@ -7,9 +7,12 @@ context: partly used segments cannot be given back, so no sum of bytes answers t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rigsize.memory.allocator import AllocatorConfig, Block, CachingAllocator, OutOfMemory
-from rigsize.program.build import Program
+
+if TYPE_CHECKING:
+    from rigsize.program.build import Program
 
 MAX_STEPS = 8
 """Reserved memory repeats after two or three steps; a program that never repeats stops here."""
