@@ -179,11 +179,11 @@ def attending(label: tuple[Any, ...], numbers: Sequence[int]) -> Profile:
     sizes = tuple(constant(n) if n else () for n in numbers)
     trains = bool(label[-1])
     node = Event("attention", ("own", 0), "rigsize::attention", "attn", numbers=sizes, label=label)
-    outputs = (("own", 1), ("own", 2), ("own", 3), ("own", 4))
+    outputs = (("own", 1), ("own", 2), ("own", 3), None)
     back = Event("attention_backward", ("own", 0), "", "attn", outputs=outputs)
     body = Body(
         templates=((node,), (back,)),
-        births=(5,),
+        births=(4,),
         schedule=(("forward", 0, 0), ("backward", 0, 1))[: 1 + trains],
     )
     return replace(
