@@ -13,14 +13,19 @@ from rigsize.estimate import (
     check_workload,
     estimate,
     fits_on,
+    point_of,
     profile_for,
+    trace_key,
     with_batch,
 )
 from rigsize.models import ModelSource
 from rigsize.program.optimizer import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH
+from rigsize.trace.store import stored_profile
 
+MOST_TRACES = 2
+"""New traces that `cheapest_edits` may ask for: each takes seconds."""
 MOST_REPLAYS = 12
 """Candidates that `cheapest_edits` replays before it settles for what it has."""
 
@@ -95,6 +100,7 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
     last what changes rounding. Single changes come before pairs, pairs before triples.
     """
     changes = _changes(answer)
+    traces = 0
     tried: list[Edit] = []
     found: list[Edit] = []
     for number in range(1, 4):
@@ -109,6 +115,10 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
             strategy = _applied(answer.strategy, combination)
             if number < 3 and not _could_fit(answer, strategy):
                 continue
+            if not _is_stored(answer, strategy):
+                if traces == MOST_TRACES:
+                    continue
+                traces += 1
             edit = _try(answer, combination, strategy)
             if edit is not None:
                 tried.append(edit)
@@ -164,6 +174,11 @@ def _lower_precision(answer: Estimate) -> list[_Change]:
     if precision not in ("bf16", "fp16-master"):
         changes.append(_option("pure bf16 weights and states", "--precision", "bf16"))
     return changes
+
+
+def _is_stored(answer: Estimate, strategy: Strategy) -> bool:
+    key = trace_key(answer.source, answer.workload, strategy, device="cuda")
+    return stored_profile(key, point_of(answer.workload, strategy.micro_batch)) is not None
 
 
 def _flags(combination: tuple[_Change, ...]) -> str:

@@ -29,19 +29,24 @@ PACKAGED = Path(__file__).parent / "profiles"
 
 def find_profile(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -> Profile:
     """A profile of `key` proved for a size: shipped, cached, else traced and cached."""
+    stored = stored_profile(key, point)
+    if stored is not None:
+        return stored
+    from rigsize.trace.child import trace_in_child
+
+    data = trace_in_child(source, key, point)
+    _write(cache_folder() / file_name(key, point), data)
+    return unpack(data)
+
+
+def stored_profile(key: TraceKey, point: Mapping[str, int]) -> Profile | None:
+    """The shipped or cached profile of `key` proved for a size; None where a trace is needed."""
     profile = read_packaged(key)
     if profile is not None and profile.body_at(point) is not None:
         return profile
     # Only now: asking for the installed versions costs more than reading a shipped profile.
-    path = cache_folder() / file_name(key, point)
-    profile = read_profile(path)
-    if profile is not None and profile.body_at(point) is not None:
-        return profile
-    from rigsize.trace.child import trace_in_child
-
-    data = trace_in_child(source, key, point)
-    _write(path, data)
-    return unpack(data)
+    cached = read_profile(cache_folder() / file_name(key, point))
+    return cached if cached is not None and cached.body_at(point) is not None else None
 
 
 def pack_file(config_digest: str) -> Path:
