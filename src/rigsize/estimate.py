@@ -357,6 +357,11 @@ def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> 
     bf16 = strategy.policy.half_dtype == "bfloat16"
     if bf16 and not accelerator.is_cpu and not accelerator.supports_bf16:
         notes.append(f"{accelerator.id} has no native bf16: torch emulates it slowly")
+    if workload.training and workload.task in ("causal-lm", "seq2seq-lm"):
+        notes.append(
+            "the step passes use_cache=False; a loop that leaves transformers' default on also"
+            " holds a key-value cache through the backward pass"
+        )
     if strategy.attention == "flash" and workload.padding_in_batch:
         notes.append("flash with padding unpads the batch; its index copies are not counted")
     return notes
