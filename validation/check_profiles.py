@@ -192,10 +192,9 @@ def _same_storage(same: dict[Any, Any], storage: int, ref: Any, tiled: Tiled, gr
     if ref[0] == "kept":
         return True
     number = tiled.resolve(ref, group)
-    return (
-        same.setdefault(("traced", storage), number) == number
-        and same.setdefault(("tiled", number), storage) == storage
-    )
+    there = same.setdefault(("traced", storage), number) == number
+    back = same.setdefault(("tiled", number), storage) == storage
+    return bool(there and back)
 
 
 # -- parameters -----------------------------------------------------------------------------------
@@ -227,7 +226,7 @@ def _sizes(told: Sequence[tuple[str, tuple[int, ...], int, bool]]) -> str:
 
 def _count_difference(item: Shipped, told: Sequence[tuple[Any, ...]]) -> str:
     task = item.profile.key.task
-    tables = item.model.meta_parameters | item.model.loaded_parameters
+    tables = {**item.model.meta_parameters, **item.model.loaded_parameters}
     expected = tables.get(task, tables.get("base") if task == "embedding" else None)
     total = sum(_product(shape) for _, shape, _, _ in told)
     return "" if expected in (None, total) else f"{total:,} against {expected:,}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rigsize.program.lower import Lowered, Primitive
 from rigsize.program.timeline import Place
+from rigsize.trace.passages import full_passage, passage_at
 from rigsize.trace.profile import Body, Profile
 
 
@@ -54,7 +55,8 @@ class Tiled:
     def segments(self) -> Iterator[tuple[str, int, list[Primitive]]]:
         """(phase, full group, primitives) in order."""
         templates = self.lowered.templates
-        stack_of = {g: k for k, groups in enumerate(self.profile.traced_layers()) for g in groups}
+        traced_layers = self.profile.traced_layers()
+        stack_of = {g: k for k, groups in enumerate(traced_layers) for g in groups}
         schedule, index = self.body.schedule, 0
         while index < len(schedule):
             phase, group, number = schedule[index]
@@ -63,11 +65,12 @@ class Tiled:
                 index += 1
                 continue
             stack = stack_of[group]
-            depth = self.profile.traced_depths[stack]
-            passage = {g: n for _, g, n in schedule[index : index + depth]}
+            layers = traced_layers[stack]
+            groups = passage_at(schedule, index, layers)
+            assert groups is not None, "fold has checked the order"
+            numbers = {g: n for _, g, n in schedule[index : index + len(groups)]}
             full = range(self.firsts[stack], self.lasts[stack] + 1)
-            ascending = schedule[index][1] <= schedule[index + depth - 1][1]
-            for layer in full if ascending else reversed(full):
+            for layer in full_passage(groups, layers, full):
                 traced = self.layers[layer - 1][2]
-                yield phase, layer, templates[passage[traced], traced]
-            index += depth
+                yield phase, layer, templates[numbers[traced], traced]
+            index += len(groups)

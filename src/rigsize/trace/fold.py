@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rigsize.trace.passages import passage_at
 from rigsize.trace.profile import Body, Event, Ref
 from rigsize.trace.recorder import (
     ALLOC,
@@ -169,10 +170,15 @@ def give_back_layer_deaths(trace: RawTrace, stacks: Sequence[tuple[str, int]]) -
             continue
         for passage in _passages([(owner.get(e.storage, 0), e) for e in run]):
             dying = {group for group, _ in passage}
-            whole = {g for stack in layers if dying >= set(stack) for g in stack}
+            whole = {g for stack in layers if _passes(dying, stack) for g in stack}
             for group, death in passage:
                 death.group = group if group in whole else 0
         run = []
+
+
+def _passes(groups: set[int], stack: range) -> bool:
+    """Whether a passage goes through all layers of a stack, but for its first or its last one."""
+    return groups >= set(stack[1:]) or groups >= set(stack[:-1])
 
 
 def _passages(deaths: list[tuple[int, RawEvent]]) -> list[list[tuple[int, RawEvent]]]:
@@ -191,34 +197,24 @@ def _passages(deaths: list[tuple[int, RawEvent]]) -> list[list[tuple[int, RawEve
     return passages
 
 
-def passes_of(
-    schedule: Sequence[tuple[str, int, int]], layers: Sequence[int]
-) -> list[tuple[int, int]]:
-    """(start, end) in the schedule of every unbroken passage through a stack's layers.
-
-    Raises NotFolded if the layers run otherwise than in full passes up or down.
-    """
-    groups = [group for _, group, _ in schedule]
-    found, index = [], 0
-    while index < len(groups):
-        if groups[index] not in layers:
-            index += 1
-            continue
-        passage = groups[index : index + len(layers)]
-        if passage not in (list(layers), list(layers)[::-1]):
-            raise NotFolded(f"layers run in the order {groups[index : index + 12]}")
-        if len({phase for phase, _, _ in schedule[index : index + len(layers)]}) > 1:
-            raise NotFolded("a passage through the layers spans two phases")
-        found.append((index, index + len(layers)))
-        index += len(layers)
-    return found
-
-
-def _check_order(schedule: Sequence[tuple[str, int, int]], stacks: Sequence[Any]) -> None:
+def _check_order(
+    schedule: Sequence[tuple[str, int, int]], stacks: Sequence[tuple[str, int]]
+) -> None:
+    """Raises NotFolded if the layers run otherwise than in passages up or down."""
     start = 1
     for _, depth in stacks:
-        passes_of(schedule, range(start, start + depth))
+        layers = range(start, start + depth)
         start += depth
+        index = 0
+        while index < len(schedule):
+            if schedule[index][1] not in layers:
+                index += 1
+                continue
+            passage = passage_at(schedule, index, layers)
+            if passage is None:
+                order = [group for _, group, _ in schedule[index : index + 12]]
+                raise NotFolded(f"layers run in the order {order}")
+            index += len(passage)
 
 
 class _Namer:
