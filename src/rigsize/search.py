@@ -26,8 +26,8 @@ from rigsize.trace.store import stored_profile
 
 MOST_TRACES = 2
 """New traces that `cheapest_edits` may ask for: each takes seconds."""
-MOST_REPLAYS = 12
-"""Candidates that `cheapest_edits` replays before it settles for what it has."""
+MOST_REPLAYS = 24
+"""Candidates that `cheapest_edits` replays, whatever they save, before it settles."""
 
 
 def largest_batch(
@@ -99,33 +99,40 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
     optimizer, a smaller micro-batch with accumulation, recompute (a third more arithmetic), and
     last what changes rounding. Single changes come before pairs, pairs before triples.
     """
-    changes = _changes(answer)
-    traces = 0
     tried: list[Edit] = []
     found: list[Edit] = []
+    replays = traces = 0
+    for combination in _combinations(answer):
+        if replays == MOST_REPLAYS or len(found) == count:
+            break
+        flags = set(_split(_flags(combination)))
+        if any(set(_split(edit.flags)) <= flags for edit in found):
+            continue  # a part of it is enough
+        strategy = _applied(answer.strategy, combination)
+        if not _is_stored(answer, strategy):
+            if traces == MOST_TRACES:
+                continue
+            traces += 1
+        replays += 1
+        edit = _try(answer, combination, strategy)
+        if edit is not None:
+            tried.append(edit)
+            found += [edit] if edit.verdict != "does_not_fit" else []
+    return found or sorted(tried, key=lambda e: -e.saved_bytes)[:count]
+
+
+def _combinations(answer: Estimate) -> Iterator[tuple[_Change, ...]]:
+    """Single changes, pairs, triples, each flag once; what its bound rules out is left out.
+
+    Not so the triples: where nothing fits, they are what saves most.
+    """
+    changes = _changes(answer)
     for number in range(1, 4):
         for combination in itertools.combinations(changes, number):
-            if len({c.flags.split()[0] for c in combination}) < number:
+            if len({change.flags.split()[0] for change in combination}) < number:
                 continue
-            if len(tried) >= MOST_REPLAYS or len(found) == count:
-                break
-            flags = _flags(combination)
-            if any(set(_split(edit.flags)) <= set(_split(flags)) for edit in found):
-                continue  # a part of it is enough
-            strategy = _applied(answer.strategy, combination)
-            if number < 3 and not _could_fit(answer, strategy):
-                continue
-            if not _is_stored(answer, strategy):
-                if traces == MOST_TRACES:
-                    continue
-                traces += 1
-            edit = _try(answer, combination, strategy)
-            if edit is not None:
-                tried.append(edit)
-                found += [edit] if edit.verdict != "does_not_fit" else []
-        if len(found) >= count:
-            break
-    return found or sorted(tried, key=lambda e: -e.saved_bytes)[:count]
+            if number == 3 or _could_fit(answer, _applied(answer.strategy, combination)):
+                yield combination
 
 
 def _changes(answer: Estimate) -> list[_Change]:
