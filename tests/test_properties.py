@@ -103,7 +103,7 @@ def test_ledger_rows_sum_in_inference(task: str, batch: int, length: int) -> Non
 def test_more_or_longer_texts_never_need_less(
     task: str, batch: int, more: int, length: int, longer: int, precision: str
 ) -> None:
-    given = {"task": task, "precision": precision, "optimizer": "adamw-fused"}
+    given: dict[str, Any] = {"task": task, "precision": precision, "optimizer": "adamw-fused"}
     longest = min(length + 8 * longer, 512)
     less = stored_estimate(**given, micro_batch=batch, max_length=length)
     full = stored_estimate(**given, micro_batch=batch + more, max_length=longest)
@@ -174,7 +174,12 @@ def test_half_the_bytes_an_element_never_need_more(
 def test_accumulation_never_needs_less_than_none(
     task: str, batch: int, length: int, accumulation: int, optimizer: str
 ) -> None:
-    given = {"task": task, "micro_batch": batch, "max_length": length, "optimizer": optimizer}
+    given: dict[str, Any] = {
+        "task": task,
+        "micro_batch": batch,
+        "max_length": length,
+        "optimizer": optimizer,
+    }
     none, some = stored_estimate(**given), stored_estimate(**given, accumulation=accumulation)
     assert requested_peak(none.program) <= requested_peak(some.program)
 
@@ -200,6 +205,11 @@ def test_two_micro_steps_more_are_all_that_accumulation_ever_needs(
 def test_recompute_never_keeps_more_activations(
     task: str, batch: int, length: int, precision: str
 ) -> None:
-    given = {"task": task, "micro_batch": batch, "max_length": length, "precision": precision}
+    given: dict[str, Any] = {
+        "task": task,
+        "micro_batch": batch,
+        "max_length": length,
+        "precision": precision,
+    }
     kept, again = stored_estimate(**given), stored_estimate(**given, recompute="block")
     assert alive_at(again.program, "backward") <= alive_at(kept.program, "backward")
