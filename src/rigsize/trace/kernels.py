@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import _meta_registrations
 
 FUSED = ("silu_backward", "mish_backward", "_fused_rms_norm")
 
@@ -24,6 +25,26 @@ def register() -> None:
     for name in FUSED:
         library.impl(name, no_kernel, "PrivateUse1")
     _libraries.append(library)
+    _allow_grouped_products()
+
+
+def _allow_grouped_products() -> None:
+    """Experts' grouped product in fp32 and fp16, which the real operator takes.
+
+    `_grouped_mm_validate_inputs` of ATen/native/GroupedMMUtils.h allows Float32, BFloat16 and
+    Float16, torch's meta function only the second; one output is all that any of them allocates
+    (`_grouped_mm_fallback` there writes into it, group by group).
+    """
+    registrations: Any = _meta_registrations
+    original = registrations._meta_grouped_mm_common
+
+    def common(mat_a: torch.Tensor, mat_b: torch.Tensor, **rest: Any) -> Any:
+        if rest.get("scale_a") is not None or mat_a.dtype not in (torch.float32, torch.float16):
+            return original(mat_a, mat_b, **rest)
+        dtype = rest.pop("out_dtype", None) or mat_a.dtype
+        return original(mat_a.bfloat16(), mat_b.bfloat16(), **rest, out_dtype=None).to(dtype)
+
+    registrations._meta_grouped_mm_common = common
 
 
 def no_kernel(*_args: Any) -> Any:  # pragma: no cover
