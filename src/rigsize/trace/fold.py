@@ -168,12 +168,31 @@ def give_back_layer_deaths(trace: RawTrace, stacks: Sequence[tuple[str, int]]) -
         if event is not None and event.kind == FREE and event.group == 0:
             run.append(event)
             continue
-        for passage in _passages([(owner.get(e.storage, 0), e) for e in run]):
+        for passage in _passages(_sorted_if_scattered(run, owner)):
             dying = {group for group, _ in passage}
             whole = {g for stack in layers if _passes(dying, stack) for g in stack}
             for group, death in passage:
                 death.group = group if group in whole else 0
         run = []
+
+
+MOST_PASSAGES = 4
+"""More turns than this through the layers are no order but a hash map's."""
+
+
+def _sorted_if_scattered(run: list[RawEvent], owner: dict[int, int]) -> list[tuple[int, RawEvent]]:
+    """The deaths with their layers, layer by layer where torch let them die in hash order.
+
+    Its own autocast (the cpu's) keeps weight casts in a hash map and drops them at once; deaths
+    with nothing between them may be told in any order.
+    """
+    deaths = [(owner.get(event.storage, 0), event) for event in run]
+    if len(_passages(deaths)) <= MOST_PASSAGES:
+        return deaths
+    order = sorted((group, event.storage) for group, event in deaths)
+    for event, (_, storage) in zip(run, order, strict=True):
+        event.storage = storage
+    return [(group, event) for event, (group, _) in zip(run, order, strict=True)]
 
 
 def _passes(groups: set[int], stack: range) -> bool:
