@@ -33,13 +33,17 @@ def trace_in_child(source: ModelSource, key: TraceKey, point: Mapping[str, int])
             "no stored profile answers this, and tracing needs torch and transformers",
             hint="pip install 'rigsize[trace]'",
         )
-    request = {"config": source.config, "key": astuple(key), "point": dict(point)}
+    request = {
+        "config": source.config,
+        "key": astuple(key),
+        "point": dict(point),
+        "memory_limit_bytes": MEMORY_LIMIT_BYTES,
+    }
     with tempfile.TemporaryDirectory(prefix="rigsize-") as folder:
         Path(folder, "request.json").write_text(json.dumps(request))
-        command = [sys.executable, "-m", "rigsize.trace.child", folder]
         try:
             done = subprocess.run(
-                command,
+                command(folder),
                 capture_output=True,
                 text=True,
                 timeout=TIMEOUT_S,
@@ -53,11 +57,17 @@ def trace_in_child(source: ModelSource, key: TraceKey, point: Mapping[str, int])
         return _answer(Path(folder), done, source.name)
 
 
+def command(folder: str) -> list[str]:
+    """The child: this interpreter, this module."""
+    return [sys.executable, "-m", "rigsize.trace.child", folder]
+
+
 def _environment() -> dict[str, str]:
     """The child finds this very package, also when it runs from source."""
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}  # no GPU is touched
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **quiet}
 
 
 def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> bytes:
@@ -71,20 +81,20 @@ def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> 
     raise TraceFailed("model", name, f"the tracing process died (exit {done.returncode}): {last}")
 
 
-def _limit_memory() -> None:
+def _limit_memory(limit: int) -> None:
     try:
         import resource
     except ImportError:  # not on this platform: the time limit still holds
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def main(folder: Path) -> int:
     """The child: reads the request, writes `profile` or `error.json`."""
-    _limit_memory()
     request: dict[str, Any] = json.loads((folder / "request.json").read_text())
+    _limit_memory(request["memory_limit_bytes"])
     key = TraceKey(*request["key"])
     try:
         data = trace(request["config"], key, request["point"])
@@ -112,6 +122,13 @@ def trace(config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int]) ->
 def _explain(error: Exception) -> dict[str, str]:
     if isinstance(error, SizingError):
         return {"problem": error.problem, "hint": error.hint}
+    if type(error).__name__ in ("DynamicOutputShapeException", "DataDependentOutputException"):
+        return {
+            "problem": f"what {error} gives depends on the values of the tokens, not on sizes",
+            "hint": "choose another task, or measure a real run",
+        }
+    if isinstance(error, MemoryError):
+        return {"problem": "tracing took more memory than its limit", "hint": ""}
     text = " ".join(str(error).split())[:300]
     return {"problem": f"it cannot be traced: {type(error).__name__}: {text}", "hint": ""}
 

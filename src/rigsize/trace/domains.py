@@ -54,6 +54,15 @@ def exact_label(point: Mapping[str, int]) -> str:
     return f"at.{point['B']}.{point['S']}.{point.get('T', 0)}"
 
 
+def possible_labels(point: Mapping[str, int]) -> list[str]:
+    """The domains a size may fall in, whatever lengths bound the model's (it has few of them)."""
+    first, exact = label(point, ()), exact_label(point)
+    if first == exact:
+        return [exact]
+    cell = first.rpartition(".")[0]
+    return [*(f"{cell}.{passed}" for passed in range(len(THRESHOLDS) + 1)), exact]
+
+
 def all_labels(limits: tuple[int, ...]) -> list[str]:
     """Every domain, the most used first."""
     cells = ("bN.s8", "b1.s8", "bN.sx", "b1.sx")

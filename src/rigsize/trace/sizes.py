@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 
 MONOMIALS: dict[str, Callable[[int, int, int], int]] = {
     "1": lambda B, S, T: 1,
@@ -92,29 +91,32 @@ def _distinct(points: Sequence[Mapping[str, int]]) -> list[str]:
 def _solve(
     samples: Sequence[int], points: Sequence[Mapping[str, int]], names: tuple[str, ...]
 ) -> Expression | None:
-    size = len(names)
-    rows = [
-        [Fraction(p[n]) for n in names] + [Fraction(s)]
-        for p, s in zip(points, samples, strict=True)
-    ]
-    solution = _gauss([row[:] for row in rows[:size]], size)
-    if solution is None or any(c.denominator != 1 or c == 0 for c in solution):
+    """Whole coefficients other than 0 that hold at every point; None if there are none."""
+    rows = [[*(p[n] for n in names), s] for p, s in zip(points, samples, strict=True)]
+    if not _diagonal(rows, len(names)) or any(row[-1] for row in rows[len(names) :]):
         return None
-    for row in rows[size:]:
-        if sum(c * x for c, x in zip(solution, row, strict=False)) != row[-1]:
+    expression = []
+    for column, name in enumerate(names):
+        coefficient, rest = divmod(rows[column][-1], rows[column][column])
+        if rest or not coefficient:
             return None
-    return tuple((int(c), n) for c, n in zip(solution, names, strict=True))
+        expression.append((coefficient, name))
+    return tuple(expression)
 
 
-def _gauss(rows: list[list[Fraction]], size: int) -> list[Fraction] | None:
+def _diagonal(rows: list[list[int]], size: int) -> bool:
+    """Gauss and Jordan in whole numbers; False if the columns depend on one another.
+
+    All rows take part: the first few may be multiples of one another where the columns are not.
+    """
     for column in range(size):
-        pivot = next((r for r in range(column, size) if rows[r][column] != 0), None)
+        pivot = next((r for r in range(column, len(rows)) if rows[r][column]), None)
         if pivot is None:
-            return None
+            return False
         rows[column], rows[pivot] = rows[pivot], rows[column]
-        rows[column] = [x / rows[column][column] for x in rows[column]]
-        for r in range(size):
-            if r != column and rows[r][column] != 0:
-                factor = rows[r][column]
-                rows[r] = [x - factor * y for x, y in zip(rows[r], rows[column], strict=True)]
-    return [rows[i][-1] for i in range(size)]
+        top = rows[column]
+        for r, row in enumerate(rows):
+            if r != column and row[column]:
+                factor = row[column]
+                rows[r] = [x * top[column] - factor * y for x, y in zip(row, top, strict=True)]
+    return True

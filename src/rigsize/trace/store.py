@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rigsize import __version__
 from rigsize.errors import TraceFailed
-from rigsize.trace.domains import label
+from rigsize.trace.domains import possible_labels
 from rigsize.trace.profile import Profile, TraceKey, unpack
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def find_profile(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -
     from rigsize.trace.child import trace_in_child
 
     data = trace_in_child(source, key, point)
-    _write(cache_folder() / file_name(key, point), data)
-    return unpack(data)
+    profile = unpack(data)
+    _write(cache_folder() / file_name(key, next(iter(profile.domains))), data)
+    return profile
 
 
 def stored_profile(key: TraceKey, point: Mapping[str, int]) -> Profile | None:
@@ -45,8 +47,12 @@ def stored_profile(key: TraceKey, point: Mapping[str, int]) -> Profile | None:
     if profile is not None and profile.body_at(point) is not None:
         return profile
     # Only now: asking for the installed versions costs more than reading a shipped profile.
-    cached = read_profile(cache_folder() / file_name(key, point))
-    return cached if cached is not None and cached.body_at(point) is not None else None
+    folder = cache_folder()
+    for domain in possible_labels(point):
+        cached = read_profile(folder / file_name(key, domain))
+        if cached is not None and cached.body_at(point) is not None:
+            return cached
+    return None
 
 
 def pack_file(config_digest: str) -> Path:
@@ -62,8 +68,8 @@ def read_packaged(key: TraceKey) -> Profile | None:
             offset, length = index[key.text()]
             file.seek(offset, os.SEEK_CUR)
             return unpack(file.read(length))
-    except (OSError, KeyError):
-        return None
+    except (OSError, KeyError, ValueError, zlib.error):
+        return None  # not there, or a file that was cut: traced anew
 
 
 def read_pack(path: Path) -> dict[str, bytes]:
@@ -87,13 +93,9 @@ def write_pack(path: Path, profiles: Mapping[str, bytes]) -> None:
     partial.replace(path)
 
 
-def file_name(key: TraceKey, point: Mapping[str, int]) -> str:
-    """One cached file a key and domain: what a child traces is proved for the domain asked for.
-
-    The lengths that bound the domains are the model's own, so the batch and alignment name all
-    that is known before the trace; a file of another length's domain is traced anew.
-    """
-    return f"{key.text()}-{label(point, ())}.profile"
+def file_name(key: TraceKey, domain: str) -> str:
+    """One cached file a key and domain: a child traces the domain that was asked for."""
+    return f"{key.text()}-{domain}.profile"
 
 
 def read_profile(path: Path) -> Profile | None:
