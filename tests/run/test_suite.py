@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from rigsize.run import worker
 from rigsize.run.children import fork_child
 from rigsize.run.record import from_json
 from rigsize.run.suite import read_lines, run_suite
+from rigsize.trace.fake_accelerator import is_registered
 
 CONFIG = {
     "model_type": "xlm-roberta",
@@ -28,7 +31,28 @@ CONFIG = {
     "type_vocab_size": 1,
     "pad_token_id": 1,
 }
+FRESH = "RIGSIZE_TEST_FRESH"
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture(autouse=True)
+def _a_process_that_can_fork(request: pytest.FixtureRequest) -> None:
+    """Other tests of this session may have traced; a fork then leaves autograd's thread behind."""
+    if is_registered() and request.node.name != "test_all_of_this_in_a_fresh_process":
+        pytest.skip("run by test_all_of_this_in_a_fresh_process")
+
+
+def test_all_of_this_in_a_fresh_process() -> None:
+    if FRESH in os.environ or not is_registered():
+        return  # this is the fresh process, or the session itself can fork
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", __file__],
+        env={**os.environ, FRESH: "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.fixture

@@ -175,10 +175,13 @@ def _append(out: Path, line: Mapping[str, Any]) -> None:
 def _prepare_fork(wanted: bool | None) -> bool:
     """Imports once what every child needs; nothing here may start CUDA or a thread."""
     started = "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
-    possible = sys.platform.startswith("linux") and not started
+    possible = sys.platform.startswith("linux") and not started and not _autograd_has_threads()
     if wanted and not possible:
         raise SpecError(
-            "fork", wanted, "cannot be used here", hint="needs Linux and a CUDA not yet started"
+            "fork",
+            wanted,
+            "cannot be used here",
+            hint="needs Linux, and neither CUDA nor a trace started",
         )
     fork = possible if wanted is None else wanted
     if fork:
@@ -191,6 +194,16 @@ def _prepare_fork(wanted: bool | None) -> bool:
         for name in set(AUTO_CLASSES.values()):
             getattr(transformers, name)  # transformers imports its parts at first use
     return fork
+
+
+def _autograd_has_threads() -> bool:
+    """Whether this process traced for an accelerator: autograd's threads do not come along a fork.
+
+    torch refuses a backward pass in such a child ("autograd's threading in combination with
+    fork-based multiprocessing", torch/csrc/autograd/engine.cpp).
+    """
+    module = sys.modules.get("rigsize.trace.fake_accelerator")
+    return module is not None and bool(module.is_registered())
 
 
 def _run_case(suite: _Suite, spec: Spec) -> dict[str, Any]:

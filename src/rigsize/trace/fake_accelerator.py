@@ -95,6 +95,11 @@ class _BackendModule:
     def set_rng_state(_state: torch.Tensor, _device: object = 0) -> None: ...
 
 
+def is_registered() -> bool:
+    """Whether this process has the fake device, and with it a thread of autograd's."""
+    return _registered
+
+
 def register() -> torch.device:
     """Registers the backend once for this process and returns its device."""
     global _registered, _known_to_autograd
