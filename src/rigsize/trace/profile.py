@@ -23,7 +23,7 @@ from typing import Any
 from rigsize.trace.domains import exact_label, label
 from rigsize.trace.sizes import Expression
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Ref = tuple[Any, ...]
 
@@ -169,7 +169,7 @@ def is_embedding(name: str) -> bool:
 
 
 def pack(profile: Profile) -> bytes:
-    """A profile as compressed JSON with its repeated strings and sizes in tables."""
+    """A profile as compressed JSON with its repeated events, strings and sizes in tables."""
     tables = _Tables()
     bodies = [
         {
@@ -194,6 +194,7 @@ def pack(profile: Profile) -> bytes:
         "bodies": bodies,
         "domains": profile.domains,
         "limits": profile.limits,
+        "events": list(tables.rows.values()),
         "strings": list(tables.strings),
         "sizes": [[x for term in size for x in term] for size in tables.sizes],
     }
@@ -205,24 +206,19 @@ def unpack(data: bytes) -> Profile:
     document = json.loads(zlib.decompress(data))
     strings = document["strings"]
     sizes = [tuple(zip(flat[::2], flat[1::2], strict=True)) for flat in document["sizes"]]
-    cache: dict[str, Event] = {}
-
-    def event(row: list[Any]) -> Event:
-        text = repr(row)
-        if text not in cache:
-            kind, ref, op, module, size, numbers, label, outputs = row
-            cache[text] = Event(
-                strings[kind],
-                _to_ref(ref, strings),
-                strings[op],
-                strings[module],
-                sizes[size],
-                tuple(sizes[n] for n in numbers),
-                tuple(label),
-                tuple(_to_ref(r, strings) for r in outputs),
-            )
-        return cache[text]
-
+    events = [
+        Event(
+            strings[kind],
+            _to_ref(ref, strings),
+            strings[op],
+            strings[module],
+            sizes[size],
+            tuple(sizes[n] for n in numbers),
+            tuple(label),
+            tuple(_to_ref(r, strings) for r in outputs),
+        )
+        for kind, ref, op, module, size, numbers, label, outputs in document["events"]
+    ]
     return Profile(
         key=TraceKey(*document["key"]),
         versions=document["versions"],
@@ -235,7 +231,7 @@ def unpack(data: bytes) -> Profile:
         ),
         bodies=tuple(
             Body(
-                tuple(tuple(event(row) for row in template) for template in body["templates"]),
+                tuple(tuple(events[i] for i in template) for template in body["templates"]),
                 tuple(body["births"]),
                 tuple((p, g, t) for p, g, t in body["schedule"]),
             )
@@ -250,6 +246,8 @@ class _Tables:
     def __init__(self) -> None:
         self.strings: dict[str, int] = {}
         self.sizes: dict[Expression, int] = {}
+        self.rows: dict[Event, list[Any]] = {}
+        self.events: dict[Event, int] = {}
 
     def string(self, text: str) -> int:
         return self.strings.setdefault(text, len(self.strings))
@@ -260,7 +258,13 @@ class _Tables:
     def ref(self, ref: Ref | None) -> list[Any] | None:
         return None if ref is None else [self.string(ref[0]), *ref[1:]]
 
-    def event(self, event: Event) -> list[Any]:
+    def event(self, event: Event) -> int:
+        if event not in self.rows:
+            self.events[event] = len(self.rows)
+            self.rows[event] = self._row(event)
+        return self.events[event]
+
+    def _row(self, event: Event) -> list[Any]:
         return [
             self.string(event.kind),
             self.ref(event.ref),
