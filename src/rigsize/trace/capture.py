@@ -60,7 +60,10 @@ class Traced:
                 batch["use_cache"] = False  # type: ignore[assignment]
             hooks = self._watch_gradients(recorder)
             try:
-                with recorder.watch_modules(), recorder:
+                # The order of events is the same on one thread; on the device's own, Falcon's
+                # list index aborts the interpreter when it is recomputed.
+                single = torch.autograd.set_multithreading_enabled(False)
+                with single, recorder.watch_modules(), recorder:
                     if options.training:
                         micro_step(self.model, batch, recipe, phase=recorder.set_phase)
                     else:
