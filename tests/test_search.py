@@ -80,13 +80,12 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     strategy = Strategy(optimizer="adamw-fused")
     cluster = Cluster(accelerator=card(1 << 30))
     found = largest_batch(SOURCE, workload(), strategy, cluster)
-    # 512 MiB beside the context. A text of 512 tokens has activations of 128 KiB: seven of them
-    # at the end of forward, eight and a bit in backward.
-    assert 400 < found < 580
+    # 358 MiB beside the context at its high end. A text of 512 tokens has activations of 128 KiB:
+    # seven of them at the end of forward, eight and a bit in backward.
+    assert 280 < found < 406
     for batch, fits in ((found, True), (found + 1, False)):
         tried = estimate(SOURCE, workload(), replace(strategy, micro_batch=batch), cluster)
-        assert tried.fit.headroom_bytes is not None
-        assert (tried.fit.headroom_bytes >= 0) == fits
+        assert (tried.fit.verdict == "fits") == fits
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -202,11 +201,11 @@ def test_one_cheap_edit_is_enough(searching: Any) -> None:
     edits, _ = searching(need)  # 114 of 100
     assert [edit.flags for edit in edits] == [
         "--optim adamw-fused",
-        "--batch-size 32 --grad-accum 2",
-        "--batch-size 8 --grad-accum 8",
+        "--batch-size 32 --grad-accum 2",  # a smaller one than fits is no other change
+        "--optim adamw-8bit",
     ]
-    assert [edit.device_peak_bytes for edit in edits] == [84, 82, 58]
-    assert [edit.saved_bytes for edit in edits] == [30, 32, 56]
+    assert [edit.device_peak_bytes for edit in edits] == [84, 82, 84]
+    assert [edit.saved_bytes for edit in edits] == [30, 32, 30]
     assert edits[0].strategy == replace(asking().strategy, optimizer="adamw-fused")
 
 

@@ -158,14 +158,16 @@ def build(
 
 
 def fits_on(program: Program, accelerator: Accelerator) -> bool:
-    """Whether the replay ends on this card, its context taken off."""
+    """Whether the verdict is `fits`: it holds also at the high end of the context's band."""
     capacity = accelerator.capacity_bytes
     if accelerator.is_cpu or capacity is None:
         raise UnsupportedCombination(
             "gpus", accelerator.id, "no capacity is known to fit a batch into"
         )
-    free = capacity - accelerator.context_bytes.value.mid
-    return replay(program, capacity_bytes=free).out_of_memory is None
+    context = accelerator.context_bytes.value
+    played = replay(program, capacity_bytes=capacity - context.mid)
+    ended = played.out_of_memory is None
+    return ended and played.reserved_peak_bytes + context.high <= capacity
 
 
 def trace_key(
@@ -199,6 +201,7 @@ def point_of(workload: Workload, micro_batch: int) -> dict[str, int]:
 def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) -> None:
     """Refuses what each record alone cannot see."""
     check_task(source.config, workload.task)
+    _check_weights(source)
     longest = max_positions(source.config)
     for field, length in (
         ("max-length", workload.max_length),
@@ -227,6 +230,19 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
         )
 
 
+def _check_weights(source: ModelSource) -> None:
+    """A checkpoint of quantised weights is another model than the one its config describes."""
+    quantised = source.config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UnsupportedCombination(
+            "quantization_config",
+            method,
+            "quantised weights are not answered yet",
+            hint="without this key the unquantised model is answered",
+        )
+
+
 def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
     """The replay to report, and the verdict over the band of the context."""
     if accelerator.is_cpu:
@@ -240,10 +256,7 @@ def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
         lenient = replay(program, capacity_bytes=capacity - context.low)
         verdict: Verdict = "does_not_fit" if lenient.out_of_memory else "tight"
         return (replay(program), verdict) if verdict == "does_not_fit" else (lenient, verdict)
-    if played.reserved_peak_bytes + context.high <= capacity:
-        return played, "fits"
-    strict = replay(program, capacity_bytes=capacity - context.high)
-    return played, "tight" if strict.out_of_memory else "fits"
+    return played, "fits" if played.reserved_peak_bytes + context.high <= capacity else "tight"
 
 
 def _fit(verdict: Verdict, played: Replay, accelerator: Accelerator) -> Fit:

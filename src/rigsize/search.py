@@ -22,6 +22,7 @@ from rigsize.models import ModelSource
 from rigsize.program.optimizer import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH
+from rigsize.trace.profile import Profile
 from rigsize.trace.store import stored_profile
 
 MOST_TRACES = 2
@@ -54,10 +55,15 @@ def _fits(
     source: ModelSource, workload: Workload, strategy: Strategy, cluster: Cluster
 ) -> Callable[[int], bool]:
     check_workload(source, workload, strategy)
+    known: list[Profile] = []  # one profile answers all batches of its domains
 
     def fits(micro_batch: int) -> bool:
         tried = with_batch(strategy, micro_batch)
-        profile = profile_for(source, workload, tried, cluster.accelerator)
+        point = point_of(workload, micro_batch)
+        profile = next((p for p in known if p.body_at(point) is not None), None)
+        if profile is None:
+            profile = profile_for(source, workload, tried, cluster.accelerator)
+            known.append(profile)
         program = build(source, profile, workload, tried, cluster.accelerator)
         return fits_on(program, cluster.accelerator)
 
@@ -99,15 +105,17 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
     optimizer, a smaller micro-batch with accumulation, recompute (a third more arithmetic), and
     last what changes rounding. Single changes come before pairs, pairs before triples.
     """
+    if _is_hopeless(answer):
+        return []
     tried: list[Edit] = []
     found: list[Edit] = []
     replays = traces = 0
     for combination in _combinations(answer):
         if replays == MOST_REPLAYS or len(found) == count:
             break
-        flags = set(_split(_flags(combination)))
-        if any(set(_split(edit.flags)) <= flags for edit in found):
-            continue  # a part of it is enough
+        kinds = _kinds(_flags(combination))
+        if any(_kinds(edit.flags) <= kinds for edit in found):
+            continue  # a part of it is enough, or it is another size of the same change
         strategy = _applied(answer.strategy, combination)
         if not _is_stored(answer, strategy):
             if traces == MOST_TRACES:
@@ -119,6 +127,21 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
             tried.append(edit)
             found += [edit] if edit.verdict != "does_not_fit" else []
     return found or sorted(tried, key=lambda e: -e.saved_bytes)[:count]
+
+
+HOPELESS = 50
+"""No edits together save as much as this many times the card."""
+
+
+def _is_hopeless(answer: Estimate) -> bool:
+    capacity, need = answer.fit.capacity_bytes, answer.memory.device_peak_bytes
+    return capacity is not None and need is not None and need > HOPELESS * capacity
+
+
+def _kinds(flags: str) -> set[str]:
+    """The flags; all micro-batches are one, for a smaller one than fits is no other change."""
+    words = [word for word in _split(flags) if not word.startswith("--grad-accum")]
+    return {"--batch-size" if word.startswith("--batch-size") else word for word in words}
 
 
 def _combinations(answer: Estimate) -> Iterator[tuple[_Change, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from rigsize.models import ModelSource
 
 TIMEOUT_S = 180.0
+HASH_SEED = "0"
+"""transformers walks through `set(config.layer_types)` (Gemma 3, ModernBERT): which kind's rotary
+table is made first hangs on the hashes of strings, so every trace is made under one seed."""
 MEMORY_LIMIT_BYTES = 12 * 2**30
 """Address space of the child: torch and transformers take some 4 GiB of it."""
 
@@ -66,8 +70,20 @@ def _environment() -> dict[str, str]:
     """The child finds this very package, also when it runs from source."""
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}  # no GPU is touched
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **quiet}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONHASHSEED": HASH_SEED,
+        "TRANSFORMERS_VERBOSITY": "error",
+        "CUDA_VISIBLE_DEVICES": "",  # no GPU is touched
+    }
+
+
+def run_under_hash_seed() -> None:
+    """Starts the running script once more, under the seed of every trace, if it is not already."""
+    if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
+        environment = {**os.environ, "PYTHONHASHSEED": HASH_SEED}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
 def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> bytes:
@@ -76,7 +92,9 @@ def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> 
         return profile.read_bytes()
     if failure.exists():
         told = json.loads(failure.read_text())
-        raise TraceFailed("model", name, told["problem"], hint=told["hint"])
+        raise TraceFailed(
+            told.get("field", "model"), told.get("value", name), told["problem"], hint=told["hint"]
+        )
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     raise TraceFailed("model", name, f"the tracing process died (exit {done.returncode}): {last}")
 
@@ -99,7 +117,9 @@ def main(folder: Path) -> int:
     try:
         data = trace(request["config"], key, request["point"])
     except Exception as error:  # whatever transformers raises is the answer
-        (folder / "error.json").write_text(json.dumps(_explain(error)))
+        (folder / "error.json").write_text(
+            json.dumps(_explain(error) | _culprit(error, request["config"]), default=repr)
+        )
         return 1
     (folder / "profile").write_bytes(data)
     return 0
@@ -131,6 +151,28 @@ def _explain(error: Exception) -> dict[str, str]:
         return {"problem": "tracing took more memory than its limit", "hint": ""}
     text = " ".join(str(error).split())[:300]
     return {"problem": f"it cannot be traced: {type(error).__name__}: {text}", "hint": ""}
+
+
+def _culprit(error: Exception, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config field that the error is about, where it says so.
+
+    huggingface_hub's strict dataclasses name the field; a look-up that failed (an activation, a
+    rope type) is the value of one.
+    """
+    named = re.search(r"field '(\w+)'", str(error))
+    if named and named[1] in config:
+        return {"field": named[1], "value": config[named[1]]}
+    if isinstance(error, KeyError) and error.args:
+        for name, value in config.items():
+            inner = value.values() if isinstance(value, dict) else [value]
+            if any(item == error.args[0] for item in inner):
+                return {
+                    "field": name,
+                    "value": value,
+                    "problem": "transformers knows no such value",
+                    "hint": "",
+                }
+    return {}
 
 
 if __name__ == "__main__":
