@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from rigsize.models import BundledModel, bundled_models, digest, max_positions, tasks_of
+from rigsize.trace.child import run_under_hash_seed
 from rigsize.trace.profile import TraceKey
 from rigsize.trace.store import PACKAGED, pack_file, read_pack, write_pack
 
@@ -377,4 +378,5 @@ def _report(totals: Totals, minutes: float) -> int:
 
 
 if __name__ == "__main__":
+    run_under_hash_seed()
     sys.exit(main())

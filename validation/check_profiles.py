@@ -39,6 +39,7 @@ from rigsize.program.tiling import Tiled
 from rigsize.run.optimizers import make_torch_optimizer
 from rigsize.spec.strategy import OPTIMIZERS, Strategy
 from rigsize.trace.capture import named_parameters
+from rigsize.trace.child import run_under_hash_seed
 from rigsize.trace.domains import proof_points
 from rigsize.trace.fold import _at, _named, _Namer, give_back_layer_deaths
 from rigsize.trace.model import build, load_config
@@ -424,4 +425,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    run_under_hash_seed()
     sys.exit(main())
