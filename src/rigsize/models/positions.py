@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rigsize.errors import SpecError, nearest
+from rigsize.spec.workload import TASKS
 
 __all__ = [
     "TASKS",
@@ -23,15 +24,6 @@ __all__ = [
     "max_positions",
     "tasks_of",
 ]
-
-TASKS = (
-    "sequence-classification",
-    "token-classification",
-    "masked-lm",
-    "causal-lm",
-    "seq2seq-lm",
-    "embedding",
-)
 
 _AUTO_CLASS = {
     "sequence-classification": "AutoModelForSequenceClassification",

@@ -276,14 +276,6 @@ def _train(run: _Run, model: torch.nn.Module, batch: Mapping[str, Any], steps: i
     optimizer = make_torch_optimizer(model.parameters(), run.strategy)
     scaler = _scaler(run)
     accumulation = run.strategy.accumulation
-    # fp16-master: gradients reach the master copy before they are unscaled and clipped.
-    collect = getattr(optimizer, "collect_gradients", None)
-
-    def phase(name: str) -> None:
-        run.meter.mark(name)  # type: ignore[union-attr]
-        if name == "optimizer" and collect is not None:
-            collect()
-
     for _ in range(steps):
         scale = scaler.get_scale() if scaler else 0.0
         run.meter.begin_step()
@@ -294,7 +286,7 @@ def _train(run: _Run, model: torch.nn.Module, batch: Mapping[str, Any], steps: i
             run.recipe,
             accumulation=accumulation,
             scaler=scaler,
-            phase=phase,
+            phase=run.meter.mark,
         )
         run.meter.end_step()
         run.skipped_steps += bool(scaler) and scaler.get_scale() < scale

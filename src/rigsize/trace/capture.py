@@ -12,7 +12,13 @@ from rigsize.errors import TraceFailed
 from rigsize.run.step import StepRecipe, inference_step, micro_step
 from rigsize.trace import fake_accelerator
 from rigsize.trace.autocast import clear_weight_casts
-from rigsize.trace.model import BuildOptions, build, make_batch, materialize
+from rigsize.trace.model import (
+    BuildOptions,
+    build,
+    forward_arguments,
+    make_batch,
+    materialize,
+)
 from rigsize.trace.profile import is_embedding
 from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_additions
 
@@ -56,8 +62,7 @@ class Traced:
         with self.mode:
             batch = make_batch(options, sizes, self.device, padded=padded)
             self._adopt(recorder, batch)
-            if getattr(self.config, "use_cache", None) and options.task != "embedding":
-                batch["use_cache"] = False  # type: ignore[assignment]
+            batch |= forward_arguments(self.config, options)
             hooks = self._watch_gradients(recorder)
             try:
                 # The order of events is the same on one thread; on the device's own, Falcon's
