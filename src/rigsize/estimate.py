@@ -14,7 +14,7 @@ from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_task, max_positions
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
-from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
 
@@ -220,14 +220,12 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
             workload.max_target_length,
             f"only seq2seq-lm has target tokens, the task is {workload.task}",
         )
-    if workload.training and not strategy.policy.training:
-        raise UnsupportedCombination(
-            "precision",
-            strategy.precision,
-            "weights in plain fp16 cannot be trained without a master copy",
-            allowed=("fp16-master", "amp-fp16", "bf16"),
-            nearest="fp16-master",
-        )
+    check_together(workload, strategy)
+    for field, value in (("parallel", strategy.parallel), ("method", strategy.method)):
+        if value not in ("single", "full"):
+            raise UnsupportedCombination(
+                field, value, "not answered yet", hint="`rigsize train` and `measure` run it"
+            )
 
 
 def _check_weights(source: ModelSource) -> None:

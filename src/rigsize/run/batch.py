@@ -51,7 +51,8 @@ def random_batch(
         elif name == "labels" and options.task in _FEW_LABELS:
             tensor.random_(0, options.num_labels, generator=generator)
         elif name == "labels" and options.task == "embedding":
-            tensor.copy_(torch.arange(len(tensor)))
+            # Pairs side by side; a lone row has no other to be the positive.
+            tensor.copy_(torch.arange(len(tensor)).roll(-1))
         else:
             tensor.random_(0, text.vocab_size, generator=generator)
             _avoid_special(tensor, text)

@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rigsize.errors import MeasurementFailed, SizingError, SpecError, UnsupportedCombination
+from rigsize.errors import MeasurementFailed, SizingError, SpecError
 from rigsize.models.positions import check_task, max_positions
 from rigsize.models.source import ModelSource
 from rigsize.run import host
 from rigsize.run.record import STATISTICS, Memory, ModelIdentity, Record, now
 from rigsize.run.specs import LEAST_STEPS, MOST_STEPS
-from rigsize.spec import Strategy, Workload
+from rigsize.spec import Strategy, Workload, check_together
 from rigsize.spec.checks import integer, one_of
 from rigsize.units import format_bytes
 
@@ -87,12 +87,7 @@ def check_job(
     integer("seed", seed, 0, 2**63 - 1)
     check_task(source.config, workload.task)
     _check_length(source, workload)
-    if workload.training and not strategy.policy.training:
-        raise UnsupportedCombination(
-            "precision", strategy.precision, "not for training", allowed=("fp16-master", "amp-fp16")
-        )
-    if workload.padding == "unpadded":
-        raise UnsupportedCombination("padding", "unpadded", "cannot be measured yet")
+    check_together(workload, strategy)
 
 
 def _check_length(source: ModelSource, workload: Workload) -> None:
@@ -284,7 +279,7 @@ def _train(run: _Run, model: torch.nn.Module, batch: Mapping[str, Any], steps: i
             (batch for _ in range(accumulation)),
             optimizer,
             run.recipe,
-            accumulation=accumulation,
+            shares=[1 / accumulation] * accumulation,
             scaler=scaler,
             phase=run.meter.mark,
         )

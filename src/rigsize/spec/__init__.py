@@ -3,6 +3,7 @@
 from rigsize.spec.cluster import Cluster
 from rigsize.spec.precision import POLICIES, PrecisionPolicy, find_policy
 from rigsize.spec.strategy import OPTIMIZERS, Strategy
+from rigsize.spec.together import check_together
 from rigsize.spec.workload import TASKS, USES, Workload
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "PrecisionPolicy",
     "Strategy",
     "Workload",
+    "check_together",
     "find_policy",
 ]

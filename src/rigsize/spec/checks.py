@@ -31,3 +31,9 @@ def integer(field: str, value: object, low: int, high: int, hint: str = "") -> N
             allowed=(f"a whole number from {low:,} to {high:,}",),
             hint=hint,
         )
+
+
+def fraction(field: str, value: object) -> None:
+    """Refuses what is not a number above 0 and up to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise SpecError(field, value, "not a share", allowed=("above 0, up to 1",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rigsize.errors import UnsupportedCombination
 from rigsize.spec.checks import integer, one_of
 from rigsize.spec.precision import PrecisionPolicy, find_policy
 from rigsize.spec.workload import MAX_BATCH
@@ -21,13 +22,17 @@ OPTIMIZER_ALIASES = {"adamw": "adamw-foreach"}
 """torch's default on CUDA is foreach."""
 ATTENTIONS = ("sdpa", "eager", "flash")
 RECOMPUTES = ("none", "block")
-PARALLELS = ("single",)
+LOSSES = ("all", "masked", "chunked")
+PARALLELS = ("single", "ddp", "fsdp")
+OFFLOADS = ("none", "cpu")
+METHODS = ("full", "lora", "dora", "ia3", "prefix", "prompt")
+PROMPT_METHODS = ("prefix", "prompt")
+"""They put positions before the text, which moves every row that a head could select."""
 NOT_YET = {
-    "parallel": ("ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"),
-    "offload": ("cpu", "cpu-params", "optimizer", "activations"),
-    "method": ("lora", "dora", "ia3", "prefix", "prompt", "qlora", "int8-lora"),
+    "parallel": ("hsdp", "zero1", "zero2", "zero3"),
+    "offload": ("cpu-params", "optimizer", "activations"),
+    "method": ("qlora", "int8-lora"),
     "recompute": ("selective",),
-    "loss": ("masked", "chunked"),
 }
 """Contract values that a later release answers; named so that the refusal can say so."""
 
@@ -48,6 +53,22 @@ class Strategy:
     """The loop keeps the model's output object alive through the backward pass."""
     max_grad_norm: float | None = 1.0
     """Gradient clipping before the step; None for none."""
+    loss: str = "all"
+    """Where the LM head runs: all positions, the masked (labelled) ones, or these in chunks."""
+    tokens_per_batch: int | None = None
+    """Token budget of an unpadded micro-batch; None for `micro_batch` texts."""
+    parallel: str = "single"
+    offload: str = "none"
+    """cpu: FSDP2's `CPUOffloadPolicy`, shards, gradients and optimizer on the host."""
+    method: str = "full"
+    lora_rank: int = 8
+    """Of lora and dora."""
+    lora_targets: str | None = None
+    """Module names, comma separated; None is peft's choice for the architecture."""
+    adapter_dtype: str = "fp32"
+    """fp32 (peft's default for 16-bit weights) or `same` as the weights."""
+    prompt_length: int = 20
+    """Virtual tokens of prefix and prompt."""
 
     def __post_init__(self) -> None:
         find_policy(self.precision)
@@ -56,6 +77,37 @@ class Strategy:
         one_of("recompute", self.recompute, RECOMPUTES)
         integer("batch-size", self.micro_batch, 1, MAX_BATCH)
         integer("grad-accum", self.accumulation, 1, 10_000_000)
+        one_of("loss", self.loss, LOSSES)
+        one_of("parallel", self.parallel, PARALLELS)
+        one_of("offload", self.offload, OFFLOADS)
+        one_of("method", self.method, METHODS)
+        one_of("adapter-dtype", self.adapter_dtype, ("fp32", "same"))
+        integer("lora-rank", self.lora_rank, 1, 65_536)
+        integer("prompt-length", self.prompt_length, 1, 65_536)
+        if self.tokens_per_batch is not None:
+            integer("tokens-per-batch", self.tokens_per_batch, 1, 10**9)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.offload != "none" and self.parallel != "fsdp":
+            raise UnsupportedCombination(
+                "offload",
+                self.offload,
+                f"needs sharded parameters, parallel is {self.parallel}",
+                hint="--parallel fsdp, also on one device",
+            )
+        if self.method in PROMPT_METHODS and self.loss != "all":
+            raise UnsupportedCombination(
+                "loss", self.loss, f"{self.method} tuning moves the positions", allowed=("all",)
+            )
+        if self.parallel == "fsdp" and self.policy.loss_scaling:
+            raise UnsupportedCombination(
+                "precision",
+                self.precision,
+                "no gradient scaler works on sharded gradients",
+                allowed=("fp32", "tf32", "amp-bf16", "bf16"),
+                nearest="amp-bf16",
+            )
 
     @property
     def policy(self) -> PrecisionPolicy:

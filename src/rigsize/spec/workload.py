@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rigsize.spec.checks import integer, one_of
+from rigsize.spec.checks import fraction, integer, one_of
 
 TASKS = (
     "sequence-classification",
@@ -45,6 +45,8 @@ class Workload:
     examples: int | None = None
     """Texts an epoch; memory does not depend on it."""
     epochs: int = 1
+    mask_share: float = 0.15
+    """Of a text's tokens that a masked-LM step predicts; Devlin et al. 2018 (BERT), 3.1."""
 
     def __post_init__(self) -> None:
         one_of("task", self.task, TASKS)
@@ -53,10 +55,16 @@ class Workload:
         integer("max-length", self.max_length, 1, MAX_LENGTH)
         integer("num-labels", self.num_labels, 1, MAX_LABELS)
         integer("epochs", self.epochs, 1, 1_000_000)
+        fraction("mask-share", self.mask_share)
         if self.max_target_length is not None:
             integer("max-target-length", self.max_target_length, 1, MAX_LENGTH)
         if self.examples is not None:
             integer("examples", self.examples, 1, 10**15)
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the task's head is over the vocabulary."""
+        return self.task.endswith("-lm")
 
     @property
     def training(self) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from rigsize.run import heads, packing
+
 AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
@@ -39,6 +41,10 @@ class BuildOptions:
     recompute: bool = False
     training: bool = True
     num_labels: int = 3
+    loss: str = "all"
+    """all, masked or chunked: the rows on which the LM head runs (`run.heads`)."""
+    unpadded: bool = False
+    """Texts one after another in one row (`run.packing`)."""
     trust_remote_code: bool = False
 
 
@@ -68,12 +74,38 @@ def build(config: Any, options: BuildOptions, device: str = "meta") -> torch.nn.
     dtype = DTYPES[options.compute]
     with torch.device(device):
         model: torch.nn.Module = auto.from_config(
-            config, attn_implementation=ATTENTION_INTERFACES[options.attention], dtype=dtype
+            config, attn_implementation=attention_interface(config, options), dtype=dtype
         )
     untie_as_loaded(model, config, options)
+    return prepare(model, options)
+
+
+def attention_interface(config: Any, options: BuildOptions) -> str | None:
+    """What transformers is asked for; UnsupportedCombination where texts cannot share a row."""
+    if not options.unpadded:
+        return ATTENTION_INTERFACES[options.attention]
+    packing.check_packable(config, options.task)
+    return packing.register()
+
+
+def prepare(model: torch.nn.Module, options: BuildOptions) -> torch.nn.Module:
+    """What a run of these options needs of a model that is built or loaded."""
     if options.recompute:
         enable_recompute(model)
+    if selects_rows(options):
+        heads.select_rows(
+            model,
+            predicts_tokens=options.task.endswith("-lm"),
+            chunks=heads.CHUNKS if options.loss == "chunked" else 1,
+        )
     return model.train(options.training)
+
+
+def selects_rows(options: BuildOptions) -> bool:
+    """Whether a batch has `positions`: the rows of the backbone's output that the head reads."""
+    if options.task.endswith("-lm"):
+        return options.loss != "all" or (options.unpadded and options.task == "causal-lm")
+    return options.unpadded and options.task == "sequence-classification"
 
 
 def enable_recompute(model: torch.nn.Module) -> None:

@@ -1,0 +1,65 @@
+"""What a Workload and a Strategy refuse of one another: each value is fine alone."""
+
+from __future__ import annotations
+
+from rigsize.errors import UnsupportedCombination
+from rigsize.spec.strategy import PROMPT_METHODS, Strategy
+from rigsize.spec.workload import Workload
+
+__all__ = ["check_together"]
+
+
+def check_together(workload: Workload, strategy: Strategy) -> None:
+    """Raises UnsupportedCombination, naming what would work."""
+    _check_precision(workload, strategy)
+    _check_loss(workload, strategy)
+    _check_unpadded(workload, strategy)
+
+
+def _check_precision(workload: Workload, strategy: Strategy) -> None:
+    if workload.training and not strategy.policy.training:
+        raise UnsupportedCombination(
+            "precision",
+            strategy.precision,
+            "weights in plain fp16 cannot be trained without a master copy",
+            allowed=("fp16-master", "amp-fp16", "bf16"),
+            nearest="fp16-master",
+        )
+
+
+def _check_loss(workload: Workload, strategy: Strategy) -> None:
+    if strategy.loss == "all":
+        return
+    if workload.task not in ("masked-lm", "causal-lm"):
+        raise UnsupportedCombination(
+            "loss",
+            strategy.loss,
+            f"only masked-lm and causal-lm have rows to leave out, the task is {workload.task}",
+            allowed=("all",),
+        )
+    if not workload.training:
+        raise UnsupportedCombination(
+            "loss", strategy.loss, "inference has no loss", allowed=("all",)
+        )
+
+
+def _check_unpadded(workload: Workload, strategy: Strategy) -> None:
+    unpadded = workload.padding == "unpadded"
+    if strategy.tokens_per_batch is not None and not unpadded:
+        raise UnsupportedCombination(
+            "tokens-per-batch",
+            strategy.tokens_per_batch,
+            f"a budget of tokens is for unpadded batches, padding is {workload.padding}",
+            hint="--padding unpadded",
+        )
+    if unpadded and strategy.method in PROMPT_METHODS:
+        raise UnsupportedCombination(
+            "padding",
+            "unpadded",
+            f"{strategy.method} tuning puts positions before each text",
+            allowed=("fixed", "dynamic"),
+        )
+    if unpadded and strategy.attention == "eager":
+        raise UnsupportedCombination(
+            "attention", "eager", "unpadded attention is SDPA or flash", allowed=("sdpa", "flash")
+        )
