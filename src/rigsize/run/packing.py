@@ -24,7 +24,7 @@ INTERFACE = "rigsize_unpadded"
 FLASH_CAPABILITY = (8, 0)
 """FlashAttention 2 needs Ampere: pytorch/pytorch, aten/.../flash_attn/flash_api.cpp."""
 _SHIFTED = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "roberta-prelayernorm")
-"""Model types whose positions start behind the padding id (`create_position_ids_from_input_ids`)."""
+"""Their positions start behind the padding id (`create_position_ids_from_input_ids`)."""
 _RELATIVE = (
     "t5",
     "mt5",
