@@ -1,6 +1,7 @@
 """Trace the bundled models at the usual keys and write ``src/rigsize/trace/profiles/``.
 
-    python validation/build_profiles.py [--jobs 2] [--models GLOB ...] [--max-minutes N] [--force]
+    python validation/build_profiles.py [--jobs 2] [--models GLOB ...] [--keys GLOB ...]
+                                        [--max-minutes N] [--force]
 
 One file a config, `<digest>.profiles` (`rigsize.trace.store.write_pack`); models that share a
 config share it. Resumable: a key that is there is skipped. The list is in order of importance, so
@@ -321,14 +322,19 @@ def describe(key: TraceKey) -> str:
     return " ".join(words)
 
 
-def missing(all_jobs: Iterable[Job], *, force: bool) -> list[Job]:
-    """The jobs with what is there already left out."""
+def missing(all_jobs: Iterable[Job], patterns: Sequence[str], *, force: bool) -> list[Job]:
+    """The jobs of the keys that are asked for, with what is there already left out."""
     left = []
     for job in all_jobs:
         there = {} if force else read_pack(pack_file(digest(job.model.config)))
-        keys = tuple(key for key in job.keys if key.text() not in there)
+        asked = (k for k in job.keys if not patterns or _described_by(k, patterns))
+        keys = tuple(key for key in asked if key.text() not in there)
         left += [Job(job.model, keys)] if keys else []
     return left
+
+
+def _described_by(key: TraceKey, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(describe(key), pattern) for pattern in patterns)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -336,11 +342,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--models", nargs="*", default=[], help="ids, wildcards allowed")
+    parser.add_argument("--keys", nargs="*", default=[], help="'embedding training *', as printed")
     parser.add_argument("--max-minutes", type=float, default=1e6)
     parser.add_argument("--force", action="store_true", help="trace again what is there")
     parser.add_argument("--list", action="store_true", help="print what is missing and stop")
     options = parser.parse_args(arguments)
-    queue = missing(jobs(options.models), force=options.force)
+    queue = missing(jobs(options.models), options.keys, force=options.force)
     if options.list:
         print("\n".join(f"{j.model.id} {describe(k)}" for j in queue for k in j.keys))
         return 0
