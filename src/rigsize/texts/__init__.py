@@ -1,0 +1,5 @@
+"""Texts: read from plain formats, tokenised once, kept on disk, counted."""
+
+from rigsize.texts.source import DataSource
+
+__all__ = ["DataSource"]
