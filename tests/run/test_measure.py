@@ -209,8 +209,12 @@ def test_a_run_that_breaks_is_a_failed_record(monkeypatch: pytest.MonkeyPatch) -
     [
         (job("seq2seq-lm"), Strategy(), "has no head for it"),
         (Workload(model="t", task="masked-lm", max_length=65), Strategy(), "beyond the positions"),
-        (job("masked-lm"), Strategy(precision="fp16"), "not for training"),
-        (job("masked-lm", padding="unpadded"), Strategy(), "cannot be measured yet"),
+        (job("masked-lm"), Strategy(precision="fp16"), "cannot be trained without a master copy"),
+        (
+            job("masked-lm", padding="unpadded"),
+            Strategy(attention="eager"),
+            "unpadded attention is SDPA or flash",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_before(
