@@ -94,9 +94,7 @@ class Order:
             yield self._window(order[window * self.global_batch : (window + 1) * self.global_batch])
 
     def _shuffled(self, epoch: int) -> Indices:
-        """Places in `indices`, shuffled; grouped by length in megabatches, the order of which and
-        of the windows in which is random again.
-        """
+        """Places in `indices`, shuffled; with groups, windows of like lengths in random order."""
         generator = np.random.default_rng((self.seed, epoch))
         places = generator.permutation(len(self.indices))
         if not self.group_by_length:
@@ -117,6 +115,8 @@ class Order:
         ranks = self.ranks
         assert len(dealt) % ranks == 0, "every rank has a micro-batch at every micro-step"
         steps = [dealt[i : i + ranks] for i in range(0, len(dealt), ranks)]
+        # The largest comes last, when gradients are there: the step that a prediction answers for.
+        steps.sort(key=lambda step: max(int(self.lengths[part].sum()) for part in step))
         return Window(
             micro_batches=tuple(
                 tuple(self.indices[np.sort(part)] for part in step) for step in steps

@@ -120,7 +120,7 @@ def _initialise(device: str, size: int) -> None:
             dist.init_process_group(_BACKENDS[device])
         else:
             assert size == 1
-            store = dist.HashStore()
+            store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(_BACKENDS[device], store=store, rank=0, world_size=1)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
@@ -229,7 +229,7 @@ def before_micro(model: torch.nn.Module) -> Callable[[bool], None]:
 
     def tell(last: bool) -> None:
         if hasattr(model, "require_backward_grad_sync"):
-            model.require_backward_grad_sync = last
+            model.require_backward_grad_sync = last  # type: ignore[assignment]
 
     return tell
 
