@@ -8,8 +8,8 @@ import torch
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
 from rigsize.models.source import ModelSource
 from rigsize.run import host
-from rigsize.run import measure as measuring
 from rigsize.run.batch import batch_sizes, random_batch
+from rigsize.run.execution import is_out_of_memory
 from rigsize.run.measure import check_job, measure
 from rigsize.run.meters import CpuMeter, storages
 from rigsize.run.record import Record, from_json, to_json
@@ -296,5 +296,5 @@ def test_shared_storages_count_once() -> None:
 
 
 def test_out_of_memory_in_other_words() -> None:
-    assert measuring._is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
-    assert not measuring._is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
+    assert not is_out_of_memory(ValueError("out of memory"))
