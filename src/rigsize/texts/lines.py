@@ -60,9 +60,8 @@ def _without_bom(data: bytes, source: DataSource) -> bytes:
 @contextmanager
 def _opened(source: DataSource) -> Iterator[IO[bytes]]:
     try:
-        opened = gzip.open(source.file, "rb") if source.compressed else source.file.open("rb")
-        with opened as stream:
-            yield cast("IO[bytes]", stream)
+        with source.file.open("rb") as file:
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if source.compressed else file
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise SpecError("data", source.path, "a gzip file that is cut or broken") from None
     except OSError as error:

@@ -114,7 +114,8 @@ class TokenisedTexts:
     @cached_property
     def lengths(self) -> Ids:
         """Tokens of each text as kept, special ones included."""
-        return np.diff(self._offsets).astype(np.int32)  # type: ignore[arg-type]
+        assert self._offsets is not None
+        return np.diff(self._offsets).astype(np.int32)
 
     @cached_property
     def second_lengths(self) -> Ids | None:
