@@ -125,6 +125,11 @@ class TokenisedTexts:
         return np.diff(self._second_offsets).astype(np.int32)
 
     @property
+    def token_labels(self) -> Ids | None:
+        """Every token's label one after the other (token-classification), -100 for none."""
+        return self._second_ids if self.task == "token-classification" else None
+
+    @property
     def full_lengths(self) -> Ids:
         """Tokens of each text before any was cut."""
         return open_array(self.folder, "full_lengths", self._meta)  # type: ignore[return-value]

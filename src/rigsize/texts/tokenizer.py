@@ -19,6 +19,7 @@ __all__ = [
     "check_vocabulary",
     "load_tokenizer",
     "loaded",
+    "own_length",
     "tokenizer_digest",
     "tokenizer_place",
 ]
@@ -105,6 +106,24 @@ def _demo_vocabulary() -> Path | None:
 
     demo = find_demo()
     return demo.model_folder if demo else None
+
+
+def own_length(name_or_folder: str | Path) -> int | None:
+    """The limit a tokenizer names for its model's texts, read from its folder where there is one.
+
+    None where it names none.
+    """
+    place = tokenizer_place(name_or_folder)
+    if isinstance(place, Path):
+        try:
+            config = json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8"))
+            length = config.get("model_max_length")
+        except (OSError, ValueError, AttributeError):
+            length = None
+    else:
+        length = load_tokenizer(name_or_folder).model_max_length
+    # Without a limit, transformers writes 10**30.
+    return length if isinstance(length, int) and 0 < length < 10**7 else None
 
 
 def tokenizer_digest(tokenizer: TokenizerLike) -> str:
