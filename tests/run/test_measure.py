@@ -288,6 +288,7 @@ def test_the_cpu_meter_counts_by_hand() -> None:
     assert meter.step_peaks == [24_000]
     meter.begin_step()
     assert meter.step_peaks[-1] == 4000 + third.untyped_storage().nbytes()
+    meter.abandon()
 
 
 def test_shared_storages_count_once() -> None:

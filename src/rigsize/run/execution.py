@@ -12,8 +12,9 @@ import torch
 from rigsize.errors import SizingError
 from rigsize.run.batch import batch_sizes, random_batch
 from rigsize.run.building import build_model, set_matrix_precision
+from rigsize.run.cuda_meter import CudaMeter
 from rigsize.run.job import Job, build_options, step_recipe
-from rigsize.run.meters import CpuMeter, CudaMeter, Meter
+from rigsize.run.meters import CpuMeter, Meter
 from rigsize.run.recording import shorten
 
 __all__ = ["Execution", "execute", "is_out_of_memory"]
@@ -71,7 +72,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _execute(job: Job, found: Execution, used_before_bytes: int | None) -> None:
     from rigsize.trace.capture import quiet_transformers
-    from rigsize.trace.model import forward_arguments, load_config
+    from rigsize.trace.model import forward_arguments, load_config, named_tensors
 
     torch.manual_seed(job.seed)
     if job.device == "cuda":
@@ -84,13 +85,14 @@ def _execute(job: Job, found: Execution, used_before_bytes: int | None) -> None:
     batch = random_batch(
         config,
         options,
-        batch_sizes(job.workload, job.strategy.micro_batch),
+        batch_sizes(job.workload, job.strategy),
         padded=job.workload.padding_in_batch,
         seed=job.seed,
     )
     batch = {name: tensor.to(job.device) for name, tensor in batch.items()}
     if found.meter is None:
-        found.meter = CpuMeter([*model.parameters(), *model.buffers(), *batch.values()])
+        given = named_tensors(batch).values()
+        found.meter = CpuMeter([*model.parameters(), *model.buffers(), *given])
     inputs: dict[str, Any] = batch | forward_arguments(config, options)
     with _attention(job):
         if job.workload.training:

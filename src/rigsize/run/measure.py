@@ -22,8 +22,8 @@ from rigsize.run.specs import LEAST_STEPS
 from rigsize.spec import Strategy, Workload
 
 if TYPE_CHECKING:
+    from rigsize.run.cuda_meter import CudaMeter
     from rigsize.run.execution import Execution
-    from rigsize.run.meters import CudaMeter
 
 __all__ = ["DEVICES", "check_job", "failed_record", "measure"]
 

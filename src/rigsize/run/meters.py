@@ -1,4 +1,4 @@
-"""Meters of one run's memory: the CPU allocator's events, or CUDA's own peak statistics.
+"""The protocol of a meter, and the CPU's: the events of its allocator.
 
 What the CPU figure is: the peak, over all steps, of the bytes *requested* from c10's CPU
 allocator and still alive: parameters, buffers and the batch (each storage once), and every
@@ -10,7 +10,7 @@ It is what a replay without an allocator must give: no rounding, no segments, no
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +18,9 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from rigsize.run.record import Memory
+from rigsize.run.tally import Tally
 
-__all__ = ["CpuMeter", "CudaMeter", "Meter", "storages"]
+__all__ = ["NAMED_AT", "PHASES", "CpuMeter", "Meter", "Names", "storages"]
 
 PHASES = {
     "load": "load",
@@ -31,6 +32,10 @@ PHASES = {
     "zero_grad": "optimizer",
 }
 """The step's own phase names (`run/step.py`) and the four that a Record shows."""
+NAMED_AT = ("forward", "optimizer")
+"""Phases at whose beginning storages are named: states are there, then gradients too."""
+Names = Callable[[], Mapping[int, str]]
+"""Categories by address, of what is alive now."""
 _MARK = "rigsize:"
 _NOT_ON_CPU = "not on CPU"
 
@@ -59,10 +64,11 @@ class Meter(Protocol):
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Bytes by address, each storage once: tied weights share one."""
+    """Bytes by address, each storage once: tied weights share one; of DTensors, the local part."""
     found = {}
     for tensor in tensors:
-        storage = tensor.untyped_storage()
+        local: Any = getattr(tensor, "to_local", None)
+        storage = (tensor if local is None else local()).untyped_storage()
         if storage.nbytes():
             found[storage.data_ptr()] = storage.nbytes()
     return found
@@ -72,16 +78,22 @@ class CpuMeter:
     """Live requested bytes, from the allocator events that torch.profiler collects.
 
     The profiler is restarted at every forward pass, so that its own memory stays that of one
-    micro-step however many are accumulated. It slows the step: times are upper bounds.
+    micro-step however many are accumulated. It slows the step: times are upper bounds. It also
+    sees storages that are resized in place, as FSDP2's gathered parameters are.
+
+    Args:
+        kept: what lives before the first step.
+        names: called where gradients are whole, for the addresses of each category; with it the
+            meter remembers who held the bytes at the peak.
     """
 
-    def __init__(self, kept: Iterable[torch.Tensor]) -> None:
-        self._live = storages(kept)
-        self._bytes = sum(self._live.values())
+    def __init__(self, kept: Iterable[torch.Tensor], names: Names | None = None) -> None:
+        self.tally = Tally(storages(kept), keeps_peak=names is not None)
+        self._names = names
+        self._named: list[Mapping[int, str]] = []
         self._profiler: Any = None
-        self._phase = "load"
         self._began = 0.0
-        self.phase_peaks = {"load": self._bytes}
+        self.phase_peaks = {"load": self.tally.bytes}
         self.step_peaks: list[int] = []
         self.step_times: list[float] = []
 
@@ -90,18 +102,24 @@ class CpuMeter:
         if phase == "forward":
             self._collect()
             self._start()
+        if phase in NAMED_AT and self._names is not None:
+            self._named.append(self._names())
         with record_function(_MARK + phase):
             pass
 
     def begin_step(self) -> None:
         """The step starts from what is alive."""
-        self.step_peaks.append(self._bytes)
+        self.step_peaks.append(self.tally.bytes)
+        self.tally.step += 1
+        self._start()
         self._began = time.perf_counter()
 
     def end_step(self) -> None:
         """Reads the events of the last window."""
         self.step_times.append(time.perf_counter() - self._began)
         self._collect()
+        if self._names is not None:
+            self.tally.name(self._names())  # states that the first optimizer step made
 
     def abandon(self) -> None:
         """What was alive when the step failed is known too."""
@@ -127,23 +145,30 @@ class CpuMeter:
         profiler.__exit__(None, None, None)
         for node in _in_order(profiler.profiler.kineto_results.experimental_event_tree()):
             if node.typed[0] == _EventType.Allocation:
-                self._count(node.typed[1])
+                self._count(node)
             else:
-                self._phase = PHASES[node.name.removeprefix(_MARK)]
+                self._enter(node.name.removeprefix(_MARK))
             self._keep_peak()
+        self.tally.close_window()
 
-    def _count(self, event: Any) -> None:
+    def _count(self, node: Any) -> None:
+        event = node.typed[1]
         if event.alloc_size > 0:
-            self._live[event.ptr] = event.alloc_size
-            self._bytes += event.alloc_size
+            op = _operator(node) if self._names is not None else ""
+            self.tally.add(event.ptr, event.alloc_size, op)
         else:
-            # What was not counted when it was born is not counted when it dies.
-            self._bytes -= self._live.pop(event.ptr, 0)
+            self.tally.remove(event.ptr)
+
+    def _enter(self, phase: str) -> None:
+        self.tally.phase = PHASES[phase]
+        if phase in NAMED_AT and self._named:
+            self.tally.name(self._named.pop(0))
 
     def _keep_peak(self) -> None:
-        self.phase_peaks[self._phase] = max(self.phase_peaks.get(self._phase, 0), self._bytes)
+        phase, now = self.tally.phase, self.tally.bytes
+        self.phase_peaks[phase] = max(self.phase_peaks.get(phase, 0), now)
         if self.step_peaks:
-            self.step_peaks[-1] = max(self.step_peaks[-1], self._bytes)
+            self.step_peaks[-1] = max(self.step_peaks[-1], now)
 
 
 def _in_order(roots: Iterable[Any]) -> list[Any]:
@@ -160,83 +185,10 @@ def _in_order(roots: Iterable[Any]) -> list[Any]:
     return sorted(found, key=lambda node: node.start_time_ns)
 
 
-class CudaMeter:
-    """The caching allocator's peaks, reset at every phase, and the card's used memory.
-
-    The statistics are kept by the host at every call, so that no synchronisation is needed.
-    """
-
-    def __init__(self, used_before_bytes: int | None) -> None:
-        self._used_before = used_before_bytes
-        self._phase = "load"
-        self._began = 0.0
-        self._reserved = 0
-        self._contexts: list[int] = []
-        self.phase_peaks: dict[str, int] = {}
-        self.step_peaks: list[int] = []
-        self.step_times: list[float] = []
-        self._close()
-
-    def mark(self, phase: str) -> None:
-        """Closes the phase before."""
-        self._close()
-        self._phase = PHASES[phase]
-
-    def begin_step(self) -> None:
-        """Waits for what is running, then starts the clock."""
-        torch.cuda.synchronize()
-        self._close()
-        self.step_peaks.append(torch.cuda.memory_allocated())
-        self._began = time.perf_counter()
-
-    def end_step(self) -> None:
-        """From the second step on, the context is what the card has in use beside reserved."""
-        torch.cuda.synchronize()
-        self.step_times.append(time.perf_counter() - self._began)
-        self._close()
-        if len(self.step_times) >= 2:
-            free, total = torch.cuda.mem_get_info()
-            used = total - free - (self._used_before or 0)
-            self._contexts.append(used - torch.cuda.memory_reserved())
-
-    def abandon(self) -> None:
-        """The statistics hold up to the failing request."""
-        self._close()
-
-    def memory(self, host_peak_bytes: int) -> Memory:
-        """All five statistics; no context where the run ended before its second step."""
-        context = max(self._contexts) if self._contexts else None
-        unknown = (
-            {}
-            if context is not None
-            else dict.fromkeys(("context_bytes", "device_peak_bytes"), "no second step ended")
-        )
-        return Memory(
-            allocated_peak_bytes=max(self.phase_peaks.values()),
-            reserved_peak_bytes=self._reserved,
-            device_peak_bytes=None if context is None else self._reserved + context,
-            context_bytes=context,
-            host_peak_bytes=host_peak_bytes,
-            unknown=unknown,
-        )
-
-    def notes(self) -> list[str]:
-        """What qualifies the figures."""
-        statistics: Mapping[str, int] = torch.cuda.memory_stats()
-        retries = statistics.get("num_alloc_retries", 0)
-        notes = []
-        if retries:
-            notes.append(f"the allocator freed its cache and retried {retries} times")
-        if self._used_before is None:
-            notes.append("nvidia-smi did not answer: others' use of the card counts as context")
-        elif self._used_before:
-            notes.append(f"{self._used_before} bytes of the card were in use before this process")
-        return notes
-
-    def _close(self) -> None:
-        peak = torch.cuda.max_memory_allocated()
-        self._reserved = max(self._reserved, torch.cuda.max_memory_reserved())
-        self.phase_peaks[self._phase] = max(self.phase_peaks.get(self._phase, 0), peak)
-        if self.step_peaks:
-            self.step_peaks[-1] = max(self.step_peaks[-1], peak)
-        torch.cuda.reset_peak_memory_stats()
+def _operator(node: Any) -> str:
+    """`aten::linear > aten::addmm > aten::empty`, the innermost three."""
+    names: list[str] = []
+    while node.parent is not None and len(names) < 3:
+        node = node.parent
+        names.append(node.name)
+    return " > ".join(reversed(names))

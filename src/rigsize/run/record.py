@@ -1,7 +1,8 @@
 """Record: what one real run took, written once and never changed. No torch here.
 
-The schema is documented in docs/records.md. A null byte count always has a sibling
-`..._unknown_reason`.
+The schema is documented in docs/records.md; what a Record is made of, in `record_parts`. What came
+with schema 1.1 is left out of a document where a Record has none of it, so that older ones keep
+their ids.
 """
 
 from __future__ import annotations
@@ -11,24 +12,47 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from rigsize.errors import SpecError
+from rigsize.run.record_parts import (
+    REASON,
+    STATISTICS,
+    Attribution,
+    Cap,
+    Hardware,
+    HostMemory,
+    Memory,
+    ModelIdentity,
+    Texts,
+    Throughput,
+    Versions,
+    WorldRun,
+    part_from_json,
+    part_to_json,
+)
 from rigsize.spec import Strategy, Workload
 
 __all__ = [
+    "KINDS",
     "OUTCOMES",
     "SCHEMA_VERSION",
     "STATISTICS",
+    "Attribution",
+    "Cap",
     "Hardware",
+    "HostMemory",
     "Memory",
     "ModelIdentity",
     "Record",
+    "Texts",
+    "Throughput",
     "Versions",
+    "WorldRun",
     "content_hash",
     "from_json",
     "read_records",
@@ -36,88 +60,19 @@ __all__ = [
     "write_record",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """major.minor: a reader takes any minor of its own major and refuses a later major."""
 OUTCOMES = ("ok", "out_of_memory", "failed")
-STATISTICS = (
-    "allocated_peak_bytes",
-    "reserved_peak_bytes",
-    "device_peak_bytes",
-    "context_bytes",
-    "host_peak_bytes",
-)
-_REASON = "_unknown_reason"
+KINDS = ("measure", "train")
+_PARTS = {
+    "world": WorldRun,
+    "host": HostMemory,
+    "throughput": Throughput,
+    "texts": Texts,
+    "attribution": Attribution,
+    "cap": Cap,
+}
 _LARGEST_FILE_BYTES = 64 * 1024**2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelIdentity:
-    """Which model ran; its config is kept, so that the run can be traced again anywhere."""
-
-    name: str
-    origin: str
-    """bundled, folder, config, hub-cache or hub."""
-    config_digest: str
-    config: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """What it ran on; None where it could not be read."""
-
-    gpu: str | None = None
-    """As torch or the driver names it."""
-    gpu_memory_bytes: int | None = None
-    """What torch reports as total memory."""
-    sm_count: int | None = None
-    compute_capability: str | None = None
-    driver: str | None = None
-    cpu: str | None = None
-    cores: int | None = None
-    host_memory_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Versions:
-    """The software it ran with; None where it is not installed."""
-
-    python: str
-    rigsize: str
-    torch: str | None = None
-    transformers: str | None = None
-    cuda: str | None = None
-    cudnn: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Peaks in bytes; a None has its reason in `unknown`."""
-
-    allocated_peak_bytes: int | None = None
-    """CUDA: peak of the caching allocator's blocks. CPU: peak of requested bytes alive."""
-    reserved_peak_bytes: int | None = None
-    """Peak of the segments the caching allocator held."""
-    device_peak_bytes: int | None = None
-    """Reserved peak plus context: what this process took of the card."""
-    context_bytes: int | None = None
-    """Used minus reserved at the end of a step, from the second on."""
-    host_peak_bytes: int | None = None
-    """Peak resident set of the process, measuring included."""
-    unknown: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        missing = [n for n in STATISTICS if getattr(self, n) is None and n not in self.unknown]
-        if missing:
-            raise SpecError("memory", missing[0], "unknown without a reason")
-
-    def to_json(self) -> dict[str, Any]:
-        """Every statistic, and beside each null its reason."""
-        document: dict[str, Any] = {}
-        for name in STATISTICS:
-            document[name] = getattr(self, name)
-            if document[name] is None:
-                document[name + _REASON] = self.unknown[name]
-        return document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +106,23 @@ class Record:
     steps: int
     """Steps asked for; `step_times_s` says how many were made."""
     notes: tuple[str, ...] = ()
+    kind: str = "measure"
+    """One of KINDS."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """B, S, T, M, N of the largest micro-batch that was run: what a prediction is made for."""
+    world: WorldRun | None = None
+    host: HostMemory | None = None
+    throughput: Throughput | None = None
+    texts: Texts | None = None
+    attribution: Attribution | None = None
+    cap: Cap | None = None
+    losses: tuple[float, ...] = ()
+    """Training: as logged."""
     schema_version: str = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise SpecError("kind", self.kind, "unknown kind", allowed=KINDS)
         if self.outcome not in OUTCOMES:
             raise SpecError("outcome", self.outcome, "unknown outcome", allowed=OUTCOMES)
 
@@ -275,7 +244,21 @@ def _document(record: Record) -> dict[str, Any]:
         "step_times_s": list(record.step_times_s),
         "steps": record.steps,
         "notes": list(record.notes),
+        **_added_in_1_1(record),
     }
+
+
+def _added_in_1_1(record: Record) -> dict[str, Any]:
+    """What a Record of schema 1.0 has not: left out where there is none of it."""
+    found: dict[str, Any] = {}
+    if record.kind != "measure":
+        found["kind"] = record.kind
+    if record.sizes:
+        found["sizes"] = dict(record.sizes)
+    if record.losses:
+        found["losses"] = list(record.losses)
+    parts = {name: getattr(record, name) for name in _PARTS}
+    return found | {name: part_to_json(part) for name, part in parts.items() if part is not None}
 
 
 def _record(document: Mapping[str, Any]) -> Record:
@@ -284,30 +267,33 @@ def _record(document: Mapping[str, Any]) -> Record:
         schema_version=str(document["schema_version"]),
         created=str(document["created"]),
         command=str(document["command"]),
-        model=_known(ModelIdentity, document["model"]),
+        model=part_from_json(ModelIdentity, document["model"]),
         workload=MappingProxyType(dict(document["spec"]["workload"])),
         strategy=MappingProxyType(dict(document["spec"]["strategy"])),
         device=str(document["device"]),
-        hardware=_known(Hardware, document["hardware"]),
-        versions=_known(Versions, document["versions"]),
+        hardware=part_from_json(Hardware, document["hardware"]),
+        versions=part_from_json(Versions, document["versions"]),
         seed=int(document["seed"]),
         outcome=str(document["outcome"]),
         message=str(document["message"]),
         memory=Memory(
             **{name: _bytes(name, memory[name]) for name in STATISTICS},
-            unknown={n: str(memory[n + _REASON]) for n in STATISTICS if n + _REASON in memory},
+            unknown={n: str(memory[n + REASON]) for n in STATISTICS if n + REASON in memory},
         ),
         phase_peaks_bytes=MappingProxyType(dict(document["phase_peaks_bytes"])),
         step_peaks_bytes=tuple(document["step_peaks_bytes"]),
         step_times_s=tuple(document["step_times_s"]),
         steps=int(document["steps"]),
         notes=tuple(document["notes"]),
+        kind=str(document.get("kind", "measure")),
+        sizes=MappingProxyType(dict(document.get("sizes", {}))),
+        losses=tuple(document.get("losses", ())),
+        **{
+            name: part_from_json(kind, document[name])
+            for name, kind in _PARTS.items()
+            if document.get(name) is not None
+        },
     )
-
-
-def _known(kind: Any, document: Mapping[str, Any]) -> Any:
-    names = {item.name for item in fields(kind)}
-    return kind(**{name: value for name, value in document.items() if name in names})
 
 
 def _bytes(name: str, value: object) -> int | None:
