@@ -16,7 +16,7 @@ from torch import Tensor
 from rigsize.errors import MeasurementFailed, UnsupportedCombination
 from rigsize.spec.strategy import Strategy
 
-Build = Callable[[list[Tensor]], torch.optim.Optimizer]
+Build = Callable[..., torch.optim.Optimizer]
 
 MOMENTUM = 0.9
 
@@ -97,10 +97,19 @@ def stepped_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def make_torch_optimizer(
-    model_parameters: Iterable[Tensor], strategy: Strategy, lr: float = 1e-5
+    model_parameters: Iterable[Tensor],
+    strategy: Strategy,
+    lr: float = 1e-5,
+    *,
+    weight_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """The strategy's optimizer in one parameter group; on master copies for fp16-master."""
+    """The strategy's optimizer in one parameter group; on master copies for fp16-master.
+
+    `weight_decay` None is each optimizer's own default (AdamW 0.01, the others 0).
+    """
     build = _builder(strategy.optimizer, lr)
+    if weight_decay is not None:
+        build = partial(build, weight_decay=weight_decay)
     if strategy.policy.master_bytes:
         return MasterWeights(model_parameters, build)
     return build([p for p in model_parameters if p.requires_grad])

@@ -14,7 +14,7 @@ from rigsize.run.heads import IGNORED
 from rigsize.run.step import StepRecipe, forward
 from rigsize.texts.tokenised import TokenisedTexts
 from rigsize.train.collate import Collator, MicroBatch
-from rigsize.train.parallel import World
+from rigsize.train.parallel import World, reshard
 
 __all__ = ["HIGHER_IS_BETTER", "Evaluator", "classification_metrics", "main_metric"]
 
@@ -73,6 +73,7 @@ class Evaluator:
                     total += float(out["loss"]) * batch.sizes.labelled
                     count += batch.sizes.labelled
                     self._count(confusion, batch, out)
+        reshard(model)
         model.train(was_training)
         return self._metrics(total, count, confusion)
 

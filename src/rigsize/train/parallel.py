@@ -19,7 +19,18 @@ from rigsize.spec import Strategy
 from rigsize.trace.capture import find_stacks
 from rigsize.trace.model import materialize
 
-__all__ = ["World", "before_micro", "load_full", "shard", "start_world", "stop_world", "unwrap"]
+__all__ = [
+    "World",
+    "apply_fully_shard",
+    "before_micro",
+    "check_ranks",
+    "load_full",
+    "reshard",
+    "shard",
+    "start_world",
+    "stop_world",
+    "unwrap",
+]
 
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -232,6 +243,15 @@ def before_micro(model: torch.nn.Module) -> Callable[[bool], None]:
             model.require_backward_grad_sync = last  # type: ignore[assignment]
 
     return tell
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Shards again what a forward pass without a backward one left whole: FSDP2's root."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """The run's own memory and pace, without slowing it.
 
-On CUDA the caching allocator keeps its peaks by itself. On a CPU torch.profiler is the only witness,
+On CUDA the caching allocator keeps its peaks. On a CPU torch.profiler is the only witness,
 so one step is made under it, the one with the largest micro-batch; its time counts for nothing.
 """
 
