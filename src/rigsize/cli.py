@@ -21,7 +21,7 @@ from typing import Any
 import typer
 
 from rigsize import __version__
-from rigsize.cli_flags import MODEL, VERBS, VERBS_LATER, Flag
+from rigsize.cli_flags import ARGUMENTS, VERBS, VERBS_LATER, Flag
 from rigsize.errors import SizingError, SpecError, UnsupportedCombination, nearest
 
 __all__ = ["main", "run"]
@@ -31,6 +31,8 @@ _ABOUT = {
     "estimate": "The GPU memory a run will really take, and whether it fits.",
     "table": "The seed article's tables, predicted beside published.",
     "measure": "Run it for real and print measured beside predicted.",
+    "train": "Train it for real: text in, model out, prediction beside measurement.",
+    "data": "How long the texts are; or obtain the demonstration's texts and model.",
     "validate": "Judge every published case and Record; write the validation page.",
     "gpus": "The cards that --gpus takes.",
 }
@@ -194,16 +196,16 @@ def _command(verb: str, flags: Sequence[Flag]) -> Callable[..., int]:
         return cli_verbs.VERBS[verb]({k: v for k, v in given.items() if v is not None})
 
     parameters = [_parameter(flag) for flag in flags]
-    if verb in ("estimate", "measure"):
-        parameters.insert(0, _model_parameter())
+    parameters[:0] = [_argument(flag) for flag in ARGUMENTS.get(verb, ())]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {}
     return command
 
 
-def _model_parameter() -> inspect.Parameter:
-    info = typer.Argument(None, metavar="MODEL", help=MODEL.help, show_default=False)
-    return _keyword(MODEL.key, str | None, info)
+def _argument(flag: Flag) -> inspect.Parameter:
+    metavar = flag.values if flag.values.isupper() else f"{{{flag.values}}}"
+    info = typer.Argument(None, metavar=metavar, help=flag.help, show_default=False)
+    return _keyword(flag.key, str | None, info)
 
 
 def _parameter(flag: Flag) -> inspect.Parameter:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MODEL", "VERBS", "VERBS_LATER", "Flag"]
+__all__ = ["ARGUMENTS", "MODEL", "VERBS", "VERBS_LATER", "Flag"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +67,31 @@ _WHAT = (
         "Tokens a text; by default 512 (decoders 1024), never more than the model's positions.",
     ),
     _flag("max-target-length", "T", "Target tokens a text, seq2seq-lm only; --max-length else."),
-    _flag("padding", "HOW", "fixed (the default) or dynamic."),
+    _flag(
+        "padding",
+        "HOW",
+        "fixed (the default), dynamic, or unpadded: texts one after another in one row.",
+    ),
     _switch(
         "padding-in-batch",
         "Whether batches hold padded positions (yes by default): it decides the mask and with it"
         " the attention kernel.",
         negatable=True,
     ),
+    _flag("mask-share", "X", "Of a text's tokens that masked-lm predicts; 0.15 by default."),
     _flag("examples", "N", "Texts an epoch; memory does not depend on it."),
     _flag("epochs", "N", "Epochs; memory does not depend on it."),
 )
 _HOW = (
-    _flag("method", "METHOD", "full; lora, qlora and others are not answered yet."),
+    _flag(
+        "method",
+        "METHOD",
+        "full (the default), or lora, dora, ia3, prefix, prompt by peft; estimates answer full.",
+    ),
+    _flag("lora-rank", "R", "Rank of lora and dora; 8 by default."),
+    _flag("lora-targets", "NAMES", "Modules to adapt, comma separated; peft's choice by default."),
+    _flag("adapter-dtype", "DTYPE", "fp32 (the default, as peft has it) or same as the weights."),
+    _flag("virtual-tokens", "N", "Of prefix and prompt tuning; 20 by default."),
     _flag(
         "precision",
         "POLICY",
@@ -95,15 +108,31 @@ _HOW = (
     _flag("grad-accum", "N|auto", "Micro-batches an optimizer step; auto needs --global-batch."),
     _flag("attention", "KIND", "sdpa (the default), eager or flash."),
     _flag("recompute", "WHAT", "none (the default) or block: activations are computed again."),
-    _flag("loss", "WHERE", "all; masked and chunked are not answered yet."),
+    _flag(
+        "loss",
+        "WHERE",
+        "The LM head runs over all positions (the default), the masked ones that are predicted, or"
+        " these chunked, their logits computed again in the backward pass.",
+    ),
+    _flag(
+        "tokens-per-batch",
+        "N",
+        "Token budget of an unpadded micro-batch, instead of a number of texts.",
+    ),
     _flag("max-grad-norm", "X", "Norm that gradients are clipped to, 0 for none; 1 by default."),
     _switch(
         "hold-output",
         "Whether the loop keeps the model's output through the backward pass (yes by default).",
         negatable=True,
     ),
-    _flag("parallel", "HOW", "single; ddp, fsdp, zero1 and others are not answered yet."),
-    _flag("offload", "WHAT", "none; cpu, optimizer and others are not answered yet."),
+    _flag("parallel", "HOW", "single (the default), ddp or fsdp; estimates answer single."),
+    _flag("offload", "WHAT", "none (the default) or cpu, with fsdp."),
+    _flag(
+        "recipe",
+        "NAME",
+        "Flags by name, where none are given: seed (what the article did), lean (the same"
+        " mathematics on less), lean-8bit and lean-bf16 (which change rounding).",
+    ),
 )
 _FROM = (
     _flag("spec", "FILE", "TOML file of these flags, as keys; the command line wins over it."),
@@ -111,14 +140,38 @@ _FROM = (
     _switch("offline", "Never ask the hub."),
 )
 _JSON = _switch("json", "One JSON document on stdout, errors too.")
-_LATER = _later(
-    "lora-rank",
-    "lora-targets",
-    "adapter-dtype",
-    "prompt-length",
-    "max-new-tokens",
-    "mask-share",
-    "data",
+_LATER = _later("prompt-length", "max-new-tokens", "data")
+_DATA = (
+    _flag("data", "FILE", "JSONL, CSV, TSV, Parquet, text, a saved folder or a hub id."),
+    _flag("text-column", "NAME", "Guessed by its usual names, and said, where not given."),
+    _flag("label-column", "NAME", "Class or one tag a token."),
+    _flag("target-column", "NAME", "Target of seq2seq-lm, positive of embedding."),
+    _flag("tokenizer", "NAME", "Folder or hub id; the model's own by default."),
+)
+_TRAIN = (
+    _flag("eval-data", "FILE", "Texts to evaluate on, in the format of --data."),
+    _flag("eval-share", "X", "Of the data that is held out to evaluate on; 0 by default."),
+    _flag("out", "FOLDER", "Log, checkpoints, Record and model; by default runs/MODEL-TASK."),
+    _flag("learning-rate", "X", "At its peak; 5e-5 by default."),
+    _flag("weight-decay", "X", "0.01 by default, torch's for AdamW."),
+    _flag("schedule", "KIND", "linear (the default), cosine or constant, behind the warm-up."),
+    _flag("warmup-share", "X", "Of the steps; 0.1 by default."),
+    _flag("max-steps", "N", "Optimizer steps in all, instead of epochs."),
+    _flag("eval-every", "N", "Steps; once an epoch by default."),
+    _flag("save-every", "N", "Steps between checkpoints; by default --save-minutes."),
+    _flag("save-minutes", "X", "Minutes between checkpoints; 30 by default."),
+    _flag("keep", "N", "Checkpoints that are kept; 2 by default."),
+    _flag("patience", "N", "Evaluations without improvement before it stops; never by default."),
+    _flag("log-every", "N", "Steps between the losses that are read; 10 by default."),
+    _flag("init", "HOW", "pretrained (the default) or random weights."),
+    _switch("resume", "Go on from the newest whole checkpoint of --out."),
+    _switch("group-by-length", "Texts of like lengths share a step: less padding, other batches."),
+    _flag("progress", "KIND", "auto, rich, plain, json or quiet; on stderr."),
+    _switch("tensorboard", "Write TensorBoard files too."),
+    _switch("export", "Whether the model is saved at the end (yes by default).", negatable=True),
+    _switch("predict", "Whether the prediction is made (yes by default).", negatable=True),
+    _flag("ranks", "N", "Start N ranks on this machine through torchrun, for ddp and fsdp."),
+    _flag("max-restarts", "N", "With --ranks: restarts after a rank died; 3 by default."),
 )
 
 VERBS: dict[str, tuple[Flag, ...]] = {
@@ -156,6 +209,25 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _JSON,
         *_LATER,
     ),
+    "train": (
+        *_WHAT,
+        *_HOW,
+        *_DATA,
+        *_TRAIN,
+        _flag("device", "DEVICE", "cpu or cuda; by default cuda where torch sees one."),
+        _flag("seed", "N", "Of weights, order, masks and dropout; 0 by default."),
+        *_FROM,
+        _JSON,
+        *_later("prompt-length", "max-new-tokens"),
+    ),
+    "data": (
+        _flag("task", "TASK", "What the texts are for; sequence-classification by default."),
+        *(flag for flag in _DATA if flag.name != "data"),
+        _flag("max-length", "S", "The limit that texts are cut at; 512 by default."),
+        _flag("batch-size", "B", "Of the padding shares; 8 by default."),
+        _flag("out", "FILE", "Where the length histogram goes, as JSON."),
+        _JSON,
+    ),
     "validate": (
         _flag("cases", "FILE", "Published cases; validation/cases.toml by default."),
         _flag("records", "FOLDER", "Records; validation/records by default."),
@@ -164,13 +236,22 @@ VERBS: dict[str, tuple[Flag, ...]] = {
     ),
     "gpus": (_JSON,),
 }
-"""The flags of each verb; `estimate` and `measure` take a MODEL before them."""
+"""The flags of each verb."""
+
+ARGUMENTS: dict[str, tuple[Flag, ...]] = {
+    "estimate": (MODEL,),
+    "measure": (MODEL,),
+    "train": (MODEL,),
+    "data": (
+        _flag("action", "stats|demo", "stats FILE, or demo: obtain the demonstration's data."),
+        _flag("file", "FILE", "JSONL, CSV, TSV, Parquet, text, a saved folder or a hub id."),
+    ),
+}
+"""What a verb takes before its flags."""
 
 VERBS_LATER = (
-    "train",
     "plan",
     "offers",
-    "data",
     "records",
     "calibrate",
     "compare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,12 +13,22 @@ from rigsize.cli_flags import MODEL, VERBS
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
 from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.models import ModelSource, default_task, heads_of, max_positions, resolve_model
+from rigsize.recipes import recipe_flags
 from rigsize.spec import POLICIES, Cluster, Strategy, Workload
 from rigsize.spec.checks import integer, one_of
-from rigsize.spec.strategy import NOT_YET, OPTIMIZER_ALIASES, RECOMPUTES
+from rigsize.spec.strategy import (
+    LOSSES,
+    METHODS,
+    NOT_YET,
+    OFFLOADS,
+    OPTIMIZER_ALIASES,
+    PARALLELS,
+    RECOMPUTES,
+)
+from rigsize.spec.workload import PADDINGS
 from rigsize.units import format_bytes, parse_bytes
 
-__all__ = ["Job", "Settings", "Target", "parse_job", "parse_target", "read_spec"]
+__all__ = ["Job", "Settings", "Target", "number", "parse_job", "parse_target", "read_spec"]
 
 ASSUMED_GPU = "A100-40GB"
 """The card of the article that the seed's tables come from; always said to be assumed."""
@@ -28,16 +39,16 @@ ENCODER_LENGTH = 512
 DECODER_LENGTH = 1024
 """The default `max_length` of TRL's SFTConfig."""
 MOST_GLOBAL_BATCH = 10**9
-_LATER_VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "parallel": (("single",), NOT_YET["parallel"]),
-    "offload": (("none",), NOT_YET["offload"]),
-    "method": (("full",), NOT_YET["method"]),
-    "loss": (("all",), NOT_YET["loss"]),
+_VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "parallel": (PARALLELS, NOT_YET["parallel"]),
+    "offload": (OFFLOADS, NOT_YET["offload"]),
+    "method": (METHODS, NOT_YET["method"]),
+    "loss": (LOSSES, ()),
     "recompute": (RECOMPUTES, NOT_YET["recompute"]),
     "precision": (tuple(POLICIES), ("int8", "int4")),
-    "padding": (("fixed", "dynamic"), ("unpadded",)),
+    "padding": (PADDINGS, ()),
 }
-"""By flag: the contract's values that are answered, and those of a later release."""
+"""By flag: the contract's values that are taken, and those of a later release."""
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _LARGEST_SPEC_BYTES = 1024**2
 
@@ -139,19 +150,21 @@ def _spec_value(field_: str, value: object, switch: bool) -> str | bool:
     return str(value)
 
 
-def parse_job(settings: Settings) -> Job:
-    """The question; SizingError for what is wrong or not answered yet."""
-    _refuse_later(settings)
+def parse_job(settings: Settings, verb: str = "estimate") -> Job:
+    """The question of a verb; SizingError for what is wrong or not answered yet."""
+    _refuse_later(settings, verb)
     name = settings.text("model")
     if name is None:
-        raise SpecError("model", None, "missing", hint="rigsize estimate MODEL")
-    strategy, auto, global_batch = _strategy(settings)
+        raise SpecError("model", None, "missing", hint=f"rigsize {verb} MODEL")
     source = resolve_model(
         name,
         trust_remote_code=settings.switch("trust-remote-code"),
         allow_network=not settings.switch("offline"),
     )
+    _apply_recipe(settings, source.config)
+    strategy, auto, global_batch = _strategy(settings)
     workload = _workload(settings, name, source.config)
+    strategy = _texts_of_budget(settings, workload, strategy)
     if not workload.training:
         _warn_training_only(settings)
         strategy = replace(strategy, accumulation=1)
@@ -164,13 +177,52 @@ def parse_job(settings: Settings) -> Job:
     )
 
 
-def _refuse_later(settings: Settings) -> None:
+def _apply_recipe(settings: Settings, config: Mapping[str, Any]) -> None:
+    """The recipe's flags, below those that were given."""
+    recipe = settings.text("recipe")
+    if recipe is None:
+        return
+    use = settings.text("use") or "fine-tuning"
+    flags = recipe_flags(
+        recipe,
+        settings.text("task") or _usual_task(config, use),
+        config,
+        on_cpu="cpu" in (settings.text("gpus"), settings.text("device")),
+        training=use != "inference",
+    )
+    settings.assumed.append(
+        f"recipe {recipe}: "
+        + ", ".join(
+            f"{key.replace('_', '-')} {_shown(value)}"
+            for key, value in flags.items()
+            if key not in settings.given
+        )
+    )
+    settings.given = {**flags, **settings.given}
+
+
+def _shown(value: str | bool) -> str:
+    return value if isinstance(value, str) else "yes" if value else "no"
+
+
+def _texts_of_budget(settings: Settings, workload: Workload, strategy: Strategy) -> Strategy:
+    """With a budget of tokens alone a micro-batch has as many texts as it takes to fill it."""
+    budget = strategy.tokens_per_batch
+    if budget is None or settings.text("batch-size") is not None:
+        return strategy
+    texts = max(1, -(-budget // workload.max_length))
+    settings.assumed = [line for line in settings.assumed if not line.startswith("batch-size ")]
+    settings.assumed.append(f"batch-size {texts}: as many full texts as {budget:,} tokens take")
+    return replace(strategy, micro_batch=texts)
+
+
+def _refuse_later(settings: Settings, verb: str) -> None:
     """The contract's values that a later release answers, by name."""
-    for flag in VERBS["estimate"]:
+    for flag in VERBS[verb]:
         value = settings.text(flag.name)
         if flag.later and value is not None:
             raise UnsupportedCombination(flag.name, value, "not answered yet")
-    for name, (answered, later) in _LATER_VALUES.items():
+    for name, (answered, later) in _VALUES.items():
         value = settings.text(name)
         if value is not None:
             one_of(name, value, (*answered, *later))
@@ -199,6 +251,11 @@ def _workload(settings: Settings, name: str, config: Mapping[str, Any]) -> Workl
         for key in ("num_labels", "examples", "epochs")
         if (value := settings.integer(key)) is not None
     }
+    share = settings.text("mask-share")
+    if share is not None:
+        optional["mask_share"] = number("mask-share", share)
+        if task != "masked-lm":
+            settings.warnings.append(f"--mask-share has no effect on {task}")
     return Workload(
         model=name,
         task=task,
@@ -206,9 +263,17 @@ def _workload(settings: Settings, name: str, config: Mapping[str, Any]) -> Workl
         max_length=length,
         max_target_length=target,
         padding=settings.text("padding") or "fixed",
-        padding_in_batch=settings.switch("padding-in-batch", default=True),
+        padding_in_batch=_pads(settings),
         **optional,
     )
+
+
+def _pads(settings: Settings) -> bool:
+    """An unpadded batch has no padding in it."""
+    unpadded = settings.text("padding") == "unpadded"
+    if unpadded and settings.given.get("padding_in_batch"):
+        settings.warnings.append("--padding-in-batch has no effect on unpadded batches")
+    return not unpadded and settings.switch("padding-in-batch", default=True)
 
 
 def _usual_task(config: Mapping[str, Any], use: str) -> str:
@@ -262,8 +327,36 @@ def _strategy(settings: Settings) -> tuple[Strategy, bool, int | None]:
         attention=settings.text("attention") or "sdpa",
         hold_output=settings.switch("hold-output", default=True),
         max_grad_norm=_norm(settings.text("max-grad-norm")),
+        **_more_of_strategy(settings),
     )
     return strategy, auto, global_batch
+
+
+_STRATEGY_TEXTS = ("loss", "parallel", "offload", "method", "lora_targets", "adapter_dtype")
+_STRATEGY_NUMBERS = ("tokens_per_batch", "lora_rank", "virtual_tokens")
+_OF_METHOD = {
+    "lora-rank": ("lora", "dora"),
+    "lora-targets": ("lora", "dora", "ia3"),
+    "adapter-dtype": ("lora", "dora", "ia3"),
+    "virtual-tokens": ("prefix", "prompt"),
+}
+
+
+def _more_of_strategy(settings: Settings) -> dict[str, Any]:
+    """The fields that the Strategy's own defaults serve where nothing was given."""
+    method = settings.text("method") or "full"
+    for name, methods in _OF_METHOD.items():
+        if settings.text(name) is not None and method not in methods:
+            settings.warnings.append(f"--{name} has no effect on method {method}")
+    given: dict[str, Any] = {
+        key: value for key in _STRATEGY_TEXTS if (value := settings.text(key)) is not None
+    }
+    numbers = {
+        key: value
+        for key in _STRATEGY_NUMBERS
+        if (value := settings.integer(key.replace("_", "-"))) is not None
+    }
+    return given | numbers
 
 
 def _accumulation(settings: Settings, micro: int, global_batch: int | None) -> int:
@@ -286,6 +379,17 @@ def _whole(name: str, text: str) -> int:
     if not _INTEGER.fullmatch(digits):
         raise SpecError(name, text, "not a whole number of at most 18 digits")
     return int(digits)
+
+
+def number(name: str, text: str) -> float:
+    """A finite number; the records check its range."""
+    try:
+        value = float(text) if len(text) < 40 else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise SpecError(name, text, "not a number")
+    return value
 
 
 def _norm(text: str | None) -> float | None:

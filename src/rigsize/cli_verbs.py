@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rigsize.cli_common import Given, device_of, print_answer, say, settings_of, typed, waiting
 from rigsize.cli_flags import VERBS as FLAGS
-from rigsize.cli_job import Job, Settings, Target, parse_job, parse_target, read_spec, settle_batch
+from rigsize.cli_job import Job, Settings, Target, parse_job, parse_target, settle_batch
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
-from rigsize.report.document import render
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,44 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS"]
 
-Given = Mapping[str, str | bool]
-_PATIENCE_S = 1.0
 ASSUMED_MINUTES = 60.0
-
-
-def _say(text: str) -> None:
-    print(f"rigsize: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _waiting(text: str, after_s: float = _PATIENCE_S) -> Iterator[None]:
-    """Says on stderr what takes so long, where it does."""
-    timer = threading.Timer(after_s, _say, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _settings(verb: str, given: Given) -> Settings:
-    """The flags, and below them those of `--spec`."""
-    path = given.get("spec")
-    below = read_spec(path, verb) if isinstance(path, str) else {}
-    return Settings({**below, **given})
-
-
-def _print(document: Callable[[], Mapping[str, Any]], as_json: bool, parts: _Parts) -> None:
-    if as_json:
-        print(render(document()))
-        return
-    from rigsize.report.console import write  # late: it imports rich
-
-    write(parts())
-
-
-_Parts = Callable[[], "Iterable[RenderableType]"]
 
 
 # -- estimate -----------------------------------------------------------------------------------
@@ -73,11 +33,11 @@ _Parts = Callable[[], "Iterable[RenderableType]"]
 
 def estimate_verb(given: Given) -> int:
     """`rigsize estimate MODEL`."""
-    settings = _settings("estimate", given)
+    settings = settings_of("estimate", given)
     target = parse_target(settings)
     job = parse_job(settings)
     for warning in settings.warnings:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     explained = settings.switch("explain")
     answer, explanation = _answer(job, target, settings.assumed, explained)
 
@@ -96,7 +56,7 @@ def estimate_verb(given: Given) -> int:
         if explanation:
             yield from explain_text(explanation)
 
-    _print(document, settings.switch("json"), parts)
+    print_answer(document, settings.switch("json"), parts)
     return answer.exit_code
 
 
@@ -111,7 +71,7 @@ def _answer(
 
     auto, cluster = job.auto_batch, target.cluster
     check_workload(job.source, job.workload, job.strategy)
-    with _waiting(f"tracing {job.source.name}, which takes some seconds the first time"):
+    with waiting(f"tracing {job.source.name}, which takes some seconds the first time"):
         job, any_fits = settle_batch(job, cluster, largest_batch)
         profile = profile_for(job.source, job.workload, job.strategy, cluster.accelerator)
         found = estimate(job.source, job.workload, job.strategy, cluster, profile=profile)
@@ -134,7 +94,7 @@ def _edits(found: Estimate) -> tuple[Edit, ...]:
     capacity = found.fit.capacity_bytes or 0
     if found.fit.verdict != "does_not_fit" or least_bytes(found) > capacity:
         return ()
-    with _waiting("looking for changes that make it fit; each is traced and replayed"):
+    with waiting("looking for changes that make it fit; each is traced and replayed"):
         return tuple(cheapest_edits(found))
 
 
@@ -157,10 +117,10 @@ def table_verb(given: Given) -> int:
     from rigsize.report.table import table_document, table_text
     from rigsize.seed_table import CLASS_CARDS, FOOTNOTES, RECIPE, predict_table
 
-    with _waiting("tracing the article's models, which takes a minute the first time"):
+    with waiting("tracing the article's models, which takes a minute the first time"):
         rows = predict_table()
     more = (RECIPE, FOOTNOTES, CLASS_CARDS)
-    _print(
+    print_answer(
         lambda: table_document(rows, *more),
         bool(given.get("json")),
         lambda: table_text(rows, *more),
@@ -174,7 +134,7 @@ def gpus_verb(given: Given) -> int:
     from rigsize.report.gpus import gpus_document, gpus_text
 
     rows = load_accelerators()
-    _print(lambda: gpus_document(rows), bool(given.get("json")), lambda: gpus_text(rows))
+    print_answer(lambda: gpus_document(rows), bool(given.get("json")), lambda: gpus_text(rows))
     return 0
 
 
@@ -183,7 +143,7 @@ def gpus_verb(given: Given) -> int:
 
 def measure_verb(given: Given) -> int:
     """`rigsize measure MODEL`, or a whole suite."""
-    settings = _settings("measure", given)
+    settings = settings_of("measure", given)
     if settings.text("suite") is not None:
         return _measure_suite(settings, given)
     if settings.text("max-minutes") is not None:
@@ -199,21 +159,21 @@ def _measure_one(settings: Settings) -> int:
     from rigsize.run.record import to_json as record_json
     from rigsize.run.record import write_record
 
-    job = parse_job(settings)
+    job = parse_job(settings, "measure")
     if job.auto_batch:
         raise UnsupportedCombination(
             "batch-size", "auto", "a measured run needs a number", hint="estimate finds the largest"
         )
     record = _measured(settings, job)
-    with _waiting(f"tracing {job.source.name} for the prediction"):
+    with waiting(f"tracing {job.source.name} for the prediction"):
         prediction, reason = try_predict(
             job.source, job.workload, job.strategy, record.device, record.hardware.gpu
         )
     comparison = compare(record, prediction, reason)
     folder = settings.text("out")
     path = write_record(Path(folder) if folder else _records_folder(), record)
-    _say(f"Record written to {path}")
-    _print(
+    say(f"Record written to {path}")
+    print_answer(
         lambda: {"record": record_json(record)} | to_json(comparison),
         settings.switch("json"),
         lambda: [comparison_table(comparison)],
@@ -229,33 +189,11 @@ def _measured(settings: Settings, job: Job) -> Record:
     options = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
     # Before torch is imported: a mistake is told at once.
     check_job(job.source, job.workload, job.strategy, device or "cpu", **options)
-    device = _device(device)
+    device = device_of(device)
     for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
-        _say(text)
-    _say(f"running {job.source.name} on {device}: torch starts, then {steps or 3} steps")
-    return measure(job.source, job.workload, job.strategy, device, command=_typed(), **options)
-
-
-def _device(asked: str | None) -> str:
-    """The device; where none is named, cuda if torch sees one."""
-    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        raise MeasurementFailed(
-            "device",
-            asked or "any",
-            "measuring needs torch and transformers",
-            hint="pip install 'rigsize[trace]'",
-        )
-    if asked is not None:
-        return asked
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _typed() -> str:
-    import shlex
-
-    return shlex.join(["rigsize", *sys.argv[1:]])
+        say(text)
+    say(f"running {job.source.name} on {device}: torch starts, then {steps or 3} steps")
+    return measure(job.source, job.workload, job.strategy, device, command=typed(), **options)
 
 
 def _records_folder() -> Path:
@@ -280,9 +218,11 @@ def _measure_suite(settings: Settings, given: Given) -> int:
     read_specs(file)  # a mistake in it is told before anything else is said
     minutes = _minutes(settings.text("max-minutes"))
     report = run_suite(
-        file, minutes, out, _suite_device(device), command=_typed(), progress=_tell_line
+        file, minutes, out, _suite_device(device), command=typed(), progress=_tell_line
     )
-    _print(lambda: _suite_document(report), settings.switch("json"), lambda: _suite_text(report))
+    print_answer(
+        lambda: _suite_document(report), settings.switch("json"), lambda: _suite_text(report)
+    )
     return 0
 
 
@@ -291,15 +231,15 @@ def _suite_device(asked: str | None) -> str:
     from rigsize.run import host
 
     if asked is not None:
-        return _device(asked)
+        return device_of(asked)
     found = "cuda" if host.hardware("cuda").gpu else "cpu"
-    _say(f"device: {found}")
+    say(f"device: {found}")
     return found
 
 
 def _minutes(text: str | None) -> float:
     if text is None:
-        _say(f"assumed: max-minutes {ASSUMED_MINUTES:g}")
+        say(f"assumed: max-minutes {ASSUMED_MINUTES:g}")
         return ASSUMED_MINUTES
     try:
         return float(text) if len(text) < 20 else -1.0
@@ -310,7 +250,7 @@ def _minutes(text: str | None) -> float:
 def _tell_line(line: Mapping[str, Any]) -> None:
     record = line["record"]
     outcome = record["outcome"] if record else f"refused: {line['record_unknown_reason']}"
-    _say(f"{line['id']}: {outcome} ({line['wall_s']:.0f} s)")
+    say(f"{line['id']}: {outcome} ({line['wall_s']:.0f} s)")
 
 
 def _suite_document(report: SuiteReport) -> dict[str, Any]:
@@ -346,11 +286,11 @@ def validate_verb(given: Given) -> int:
     cases = load_cases(Path(str(given.get("cases") or root / "validation" / "cases.toml")))
     records = load_records(Path(str(given.get("records") or root / "validation" / "records")))
     page = Path(str(given.get("page") or root / "docs" / "validation.md"))
-    with _waiting("predicting every case; those without a stored profile are traced"):
+    with waiting("predicting every case; those without a stored profile are traced"):
         report: Report = validate(cases, records, estimate, seed_rows=_seed_rows)
     write_page(page, report, cases)
-    _say(f"page written to {page}")
-    _print(
+    say(f"page written to {page}")
+    print_answer(
         lambda: validation_document(report),
         bool(given.get("json")),
         lambda: validation_text(report),
@@ -388,7 +328,19 @@ def _seed_rows() -> list[Any]:
     ]
 
 
+def _late(module: str, name: str) -> Callable[[Given], int]:
+    """A verb of another module, which is imported when it is called."""
+
+    def verb(given: Given) -> int:
+        code: int = getattr(importlib.import_module(f"rigsize.{module}"), name)(given)
+        return code
+
+    return verb
+
+
 VERBS: dict[str, Callable[[Given], int]] = {
+    "train": _late("cli_train", "train_verb"),
+    "data": _late("cli_data", "data_verb"),
     "estimate": estimate_verb,
     "table": table_verb,
     "measure": measure_verb,

@@ -118,7 +118,10 @@ def make_torch_optimizer(
 def _builder(name: str, lr: float) -> Build:
     """The constructor behind a name of `spec.strategy.OPTIMIZERS`; torch's defaults otherwise."""
     if name == "adamw-8bit":
-        return partial(_bitsandbytes().optim.AdamW8bit, lr=lr)
+        return partial(_package("bitsandbytes", name, "adamw-fused").optim.AdamW8bit, lr=lr)
+    if name == "adamw-sr":
+        torchao = _package("torchao", "adamw-sr", "bf16 with adamw-fused")
+        return partial(torchao.optim._AdamW, lr=lr, bf16_stochastic_round=True)
     builders: dict[str, Build] = {
         "adamw-foreach": partial(torch.optim.AdamW, lr=lr, foreach=True),
         "adamw-fused": partial(torch.optim.AdamW, lr=lr, fused=True),
@@ -131,14 +134,16 @@ def _builder(name: str, lr: float) -> Build:
     return builders[name]
 
 
-def _bitsandbytes() -> Any:
-    """The package, imported only for the 8-bit optimizer."""
+def _package(name: str, optimizer: str, instead: str) -> Any:
+    """A package that only one optimizer needs, imported when it is asked for."""
     try:
-        return importlib.import_module("bitsandbytes")
+        package = importlib.import_module(name)
+        importlib.import_module(f"{name}.optim")
     except ImportError as error:
         raise MeasurementFailed(
             "optim",
-            "adamw-8bit",
-            "needs the package bitsandbytes, which is not installed",
-            hint="pip install bitsandbytes, or take adamw-fused",
+            optimizer,
+            f"needs the package {name}, which is not installed",
+            hint=f"pip install {name}, or take {instead}",
         ) from error
+    return package

@@ -10,12 +10,13 @@ Legend: N tokens in all, B texts, S the longest of them, H heads, D head width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from rigsize.errors import UnsupportedCombination
+from rigsize.models.packable import POSITIONS_BEHIND_PADDING, can_share_row
 
 __all__ = ["INTERFACE", "Packing", "check_packable", "first_position", "pack", "register"]
 
@@ -23,22 +24,8 @@ INTERFACE = "rigsize_unpadded"
 """The name of the attention interface in transformers' registry."""
 FLASH_CAPABILITY = (8, 0)
 """FlashAttention 2 needs Ampere: pytorch/pytorch, aten/.../flash_attn/flash_api.cpp."""
-_SHIFTED = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "roberta-prelayernorm")
-"""Their positions start behind the padding id (`create_position_ids_from_input_ids`)."""
-_RELATIVE = (
-    "t5",
-    "mt5",
-    "umt5",
-    "deberta",
-    "deberta-v2",
-    "mpnet",
-    "bloom",
-    "mpt",
-    "xlnet",
-    "mamba",
-)
-"""Positions are counted inside the model: a second text in the row would be taken for the first's
-continuation."""
+FLASH_HEAD_MULTIPLE, MOST_FLASH_HEAD = 8, 256
+"""Head widths that `mha_varlen_fwd` takes (same file); SDPA pads others, the operator does not."""
 _UNANSWERED = ("softcap", "s_aux", "position_bias", "cache")
 """Arguments of an attention interface that change what is computed."""
 
@@ -55,15 +42,12 @@ class Packing:
     """B."""
     longest: int
     """S."""
+    flash: bool = True
+    """Whether FlashAttention runs where it can; a trace for a card without it says no."""
 
     def to(self, device: torch.device | str) -> Packing:
         """The same on another device."""
-        return Packing(
-            offsets=self.offsets.to(device),
-            grid=self.grid.to(device),
-            texts=self.texts,
-            longest=self.longest,
-        )
+        return replace(self, offsets=self.offsets.to(device), grid=self.grid.to(device))
 
 
 def pack(lengths: list[int]) -> Packing:
@@ -81,13 +65,17 @@ def pack(lengths: list[int]) -> Packing:
 
 def first_position(config: Any) -> int:
     """The position id of a text's first token."""
-    return int(config.pad_token_id) + 1 if config.model_type in _SHIFTED else 0
+    return int(config.pad_token_id) + 1 if config.model_type in POSITIONS_BEHIND_PADDING else 0
 
 
 def check_packable(config: Any, task: str) -> None:
     """Refuses architectures for which several texts in one row are not several texts."""
     kind = config.model_type
-    if kind in _RELATIVE or getattr(config, "is_encoder_decoder", False):
+    values = {
+        "model_type": kind,
+        "is_encoder_decoder": getattr(config, "is_encoder_decoder", False),
+    }
+    if not can_share_row(values):
         raise UnsupportedCombination(
             "padding",
             "unpadded",
@@ -149,13 +137,15 @@ def unpadded_attention(
         )
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    run = _flash if takes_flash(query) else _on_grid
+    run = _flash if packing.flash and takes_flash(query) else _on_grid
     return run(q, k, v, packing, dropout, causal, scaling).unsqueeze(0), None
 
 
 def takes_flash(query: torch.Tensor) -> bool:
     """Whether torch's FlashAttention runs here; the traced accelerator says so by its dtype."""
     if query.dtype == torch.float32 or query.device.type == "cpu":
+        return False
+    if query.shape[-1] % FLASH_HEAD_MULTIPLE or query.shape[-1] > MOST_FLASH_HEAD:
         return False
     if query.device.type != "cuda":
         return True

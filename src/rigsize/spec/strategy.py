@@ -14,10 +14,12 @@ OPTIMIZERS = (
     "adamw-fused",
     "adamw-loop",
     "adamw-8bit",
+    "adamw-sr",
     "sgd",
     "sgd-momentum",
     "adafactor",
 )
+"""adamw-sr is torchao's AdamW with stochastic rounding of bf16 weights."""
 OPTIMIZER_ALIASES = {"adamw": "adamw-foreach"}
 """torch's default on CUDA is foreach."""
 ATTENTIONS = ("sdpa", "eager", "flash")
@@ -67,7 +69,7 @@ class Strategy:
     """Module names, comma separated; None is peft's choice for the architecture."""
     adapter_dtype: str = "fp32"
     """fp32 (peft's default for 16-bit weights) or `same` as the weights."""
-    prompt_length: int = 20
+    virtual_tokens: int = 20
     """Virtual tokens of prefix and prompt."""
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class Strategy:
         one_of("method", self.method, METHODS)
         one_of("adapter-dtype", self.adapter_dtype, ("fp32", "same"))
         integer("lora-rank", self.lora_rank, 1, 65_536)
-        integer("prompt-length", self.prompt_length, 1, 65_536)
+        integer("virtual-tokens", self.virtual_tokens, 1, 65_536)
         if self.tokens_per_batch is not None:
             integer("tokens-per-batch", self.tokens_per_batch, 1, 10**9)
         self._check_together()
@@ -95,6 +97,13 @@ class Strategy:
                 self.offload,
                 f"needs sharded parameters, parallel is {self.parallel}",
                 hint="--parallel fsdp, also on one device",
+            )
+        if self.optimizer == "adamw-sr" and self.precision != "bf16":
+            raise UnsupportedCombination(
+                "optim",
+                self.optimizer,
+                "stochastic rounding is for bf16 weights",
+                hint="--precision bf16, or --optim adamw-fused",
             )
         if self.method in PROMPT_METHODS and self.loss != "all":
             raise UnsupportedCombination(

@@ -65,7 +65,7 @@ def _config(peft: Any, strategy: Strategy, task: str) -> Any:
             "method", strategy.method, f"peft has no {strategy.method} tuning for {task}"
         )
     chosen = peft.PrefixTuningConfig if strategy.method == "prefix" else peft.PromptTuningConfig
-    return chosen(task_type=kind, num_virtual_tokens=strategy.prompt_length)
+    return chosen(task_type=kind, num_virtual_tokens=strategy.virtual_tokens)
 
 
 def _peft() -> Any:

@@ -23,7 +23,16 @@ from torch.nn.parallel import DistributedDataParallel
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.run.optimizers import MasterWeights
 
-__all__ = ["Contents", "Target", "collect", "needed_bytes", "unwrapped"]
+__all__ = [
+    "Contents",
+    "Target",
+    "collect",
+    "is_adapted",
+    "model_tensors",
+    "needed_bytes",
+    "plain_name",
+    "unwrapped",
+]
 
 # Parts that wrappers put into names: torch.compile's and activation checkpointing's.
 _WRAPPER_PARTS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -63,7 +72,7 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer) -> Contents:
     Raises:
         UnsupportedCombination: an optimizer keeps something that is neither tensor nor JSON.
     """
-    tensors = _model_tensors(model) | _master_tensors(optimizer)
+    tensors = model_tensors(model) | _master_tensors(optimizer)
     scalars: dict[str, Any] = {}
     inner = _inner(optimizer)
     # torch would initialise an empty state by a step of its own, which counts as one later.
@@ -102,7 +111,7 @@ class Target:
     ) -> None:
         self._model, self._optimizer, self._document = model, optimizer, document
         self._state: dict[str, Any] = {}
-        self.tensors = _model_tensors(model) | _master_tensors(optimizer)
+        self.tensors = model_tensors(model) | _master_tensors(optimizer)
         self._check_model()
         self._overlay_groups()
         if any(name.startswith("optimizer/") for name in self._saved):
@@ -176,7 +185,7 @@ def needed_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     size are assumed for each optimizer with betas and one for each with momentum.
     """
     inner = _inner(optimizer)
-    tensors = list((_model_tensors(model) | _master_tensors(optimizer)).values())
+    tensors = list((model_tensors(model) | _master_tensors(optimizer)).values())
     total_bytes = sum(map(_global_bytes, tensors))
     if inner.state:
         held = collect(model, optimizer).tensors
@@ -191,13 +200,18 @@ def _global_bytes(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * tensor.element_size()
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters (of an adapted model: those that train) and persistent buffers, each once.
+def is_adapted(model: nn.Module) -> bool:
+    """Whether peft has put adapters into the unwrapped model."""
+    return hasattr(model, "peft_config")
 
-    An adapted model's frozen base is not saved: it is read from where it came from.
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, each once, by "model/" and their name.
+
+    Of an adapted model those that train: its frozen base is read from where it came from.
     """
     root = unwrapped(model)
-    adapted = hasattr(root, "peft_config")
+    adapted = is_adapted(root)
     found: dict[str, Tensor] = {
         name: parameter
         for name, parameter in root.named_parameters()
@@ -207,10 +221,11 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 found[f"{prefix}.{name}" if prefix else name] = buffer
-    return {f"model/{_plain_name(name)}": tensor for name, tensor in found.items()}
+    return {f"model/{plain_name(name)}": tensor for name, tensor in found.items()}
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile and recomputation put into it."""
     for part in _WRAPPER_PARTS:
         name = name.replace(part, "")
     return name
@@ -266,10 +281,11 @@ def _plain(name: str, value: Any) -> Any:
 def _check_same(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Same names, shapes and dtypes, or an error that names the first difference."""
     for name in sorted(saved.keys() | wanted.keys()):
-        if name not in wanted:
-            raise SpecError("checkpoint", name, "saved, but this model or optimizer has it not")
-        if name not in saved:
-            raise SpecError("checkpoint", name, "missing: it is of another model or optimizer")
-        if saved[name] != wanted[name]:
-            before, now = (f"{v['dtype']}{v['shape']}" for v in (saved[name], wanted[name]))
-            raise SpecError("checkpoint", name, f"{before} saved, {now} in this model")
+        before, now = _words(saved.get(name)), _words(wanted.get(name))
+        if before != now:
+            hint = "the checkpoint is of another model or optimizer"
+            raise SpecError(name, now, f"the checkpoint has {before}", hint=hint)
+
+
+def _words(shape: dict[str, Any] | None) -> str:
+    return "nothing" if shape is None else f"{shape['dtype']}{shape['shape']}"

@@ -72,9 +72,10 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         whole = tensor.detach().contiguous()
         local = whole.to_local() if isinstance(whole, DTensor) else whole
-        address = local.untyped_storage().data_ptr()
-        result[name] = whole.clone() if local.numel() and address in seen else whole
-        seen.add(address)
+        # From a GPU each is copied anyhow, and a clone might not fit.
+        shared = local.device.type == "cpu" and local.numel() and local.data_ptr() in seen
+        result[name] = whole.clone() if shared else whole
+        seen.add(local.data_ptr())
     return result
 
 

@@ -5,70 +5,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rigsize.errors import SizingError
+from rigsize.run.record import Record
 from rigsize.run.step import train_step
 from rigsize.train.evaluate import HIGHER_IS_BETTER, main_metric
 from rigsize.train.feed import Step
 from rigsize.train.interrupt import Interrupt, KillSwitch, listening
 from rigsize.train.log import Log
+from rigsize.train.outcome import EARLY, FINISHED, INTERRUPTED, Outcome, State
 from rigsize.train.parallel import World, before_micro, start_world, stop_world, unwrap
 from rigsize.train.progress import Progress, StepReport, make_progress
+from rigsize.train.record import record_of
 from rigsize.train.schedule import learning_rate_factor
 from rigsize.train.settings import TrainJob
-from rigsize.train.setup import Plan, Prepared, check_job, plan_run, prepare_run, run_folder
+from rigsize.train.setup import Prepared, check_job, plan_run, prepare_run, run_folder
 from rigsize.train.watch import Pace, Watch
 
-__all__ = ["Outcome", "State", "train"]
+__all__ = ["train"]
 
-FINISHED, EARLY, INTERRUPTED = "finished", "stopped early", "interrupted"
 _SCANNED_WINDOWS = 200_000
 
 
-@dataclass(slots=True)
-class State:
-    """Where a run is; what a checkpoint keeps beside tensors."""
-
-    step: int = 0
-    """Optimizer steps made."""
-    epoch: int = 0
-    window: int = 0
-    """The next one of the epoch."""
-    best: float | None = None
-    """Of the task's main metric."""
-    worse: int = 0
-    """Evaluations since the best."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came of a run."""
-
-    plan: Plan
-    state: State
-    ended: str
-    """finished, stopped early or interrupted."""
-    exit_code: int
-    world: World
-    pace: Pace
-    watch: Watch
-    losses: tuple[float, ...]
-    """As logged."""
-    model_folder: Path | None
-    """Where the trained model was exported to."""
-    resumed_step: int
-    notes: tuple[str, ...]
-
-
-def train(job: TrainJob) -> Outcome:
-    """Trains; collective over the ranks of torchrun.
+def train(job: TrainJob) -> tuple[Outcome, Record | None]:
+    """Trains; collective over the ranks of torchrun. The Record is on the first of them.
 
     Raises a SizingError for what cannot be run, before the expensive part where that is possible.
     """
@@ -79,7 +43,8 @@ def train(job: TrainJob) -> Outcome:
     world = start_world(job.strategy, job.device)
     try:
         with listening() as interrupt:
-            return _Trainer(job, world, interrupt).run()
+            outcome = _Trainer(job, world, interrupt).run()
+            return outcome, record_of(outcome)
     finally:
         stop_world(world)
 
@@ -373,8 +338,3 @@ class _Trainer:
             tensors += [value for value in values.values() if isinstance(value, torch.Tensor)]
         for tensor in tensors:
             yield tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether it is a line for the user rather than a mistake of ours."""
-    return isinstance(error, SizingError)

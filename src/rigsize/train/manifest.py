@@ -144,6 +144,9 @@ def _parse(folder: Path, document: Any) -> Manifest:
     for name in files:
         if not _FILE_NAME.fullmatch(name):
             raise _broken(folder, f"{NAME} names a file outside the checkpoint")
+    numbers = [document["step"], document["world_size"], *(e.size_bytes for e in files.values())]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise _broken(folder, f"{NAME} has a step, rank count or size that is no number")
     return Manifest(
         step=document["step"],
         world_size=document["world_size"],

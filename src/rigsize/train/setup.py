@@ -325,7 +325,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "max_length": workload.max_length,
         "mask_share": workload.mask_share,
         "method": strategy.method,
-        "adapter": [strategy.lora_rank, strategy.lora_targets, strategy.prompt_length],
+        "adapter": [strategy.lora_rank, strategy.lora_targets, strategy.virtual_tokens],
         "precision": strategy.precision,
         "optimizer": strategy.optimizer,
         "global_batch": plan.order.global_batch,

@@ -1,0 +1,297 @@
+"""`rigsize train`: flags to a job, the loop, the prediction beside what was measured."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rigsize.cli_common import Given, device_of, print_answer, say, settings_of, typed
+from rigsize.cli_job import Settings, number, parse_job
+from rigsize.errors import SpecError, UnsupportedCombination
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from rigsize.run.compare import Comparison
+    from rigsize.run.record import Record
+    from rigsize.train.outcome import Outcome
+    from rigsize.train.settings import TrainJob
+
+__all__ = ["train_job", "train_verb"]
+
+DOES_NOT_FIT = 3
+_EXIT_FILE = "RIGSIZE_EXIT_FILE"
+"""Where rank 0 leaves its exit code: torchrun's own says only that a rank failed."""
+_MOST_RANKS = 1024
+
+
+def train_verb(given: Given) -> int:
+    """`rigsize train`, on every rank."""
+    settings = settings_of("train", given)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported
+    ranks = settings.integer("ranks")
+    if ranks is not None and not 1 <= ranks <= _MOST_RANKS:
+        raise SpecError("ranks", ranks, "not a number in range", allowed=(f"1 to {_MOST_RANKS}",))
+    job = train_job(settings)
+    if _rank() == 0:
+        _tell(settings)
+    from rigsize.train.parallel import UNDER_TORCHRUN, check_ranks
+    from rigsize.train.setup import check_job
+
+    under_torchrun = UNDER_TORCHRUN in os.environ
+    check_ranks(job.strategy, ranks)
+    if ranks and ranks > 1 and not under_torchrun:
+        check_job(job)
+        return _launch(ranks, settings.integer("max-restarts"))
+    return _leave_code(_run(job, settings.switch("json")))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _tell(settings: Settings) -> None:
+    for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
+        say(text)
+
+
+# -- from flags to a job ------------------------------------------------------------------------
+
+
+def train_job(settings: Settings) -> TrainJob:
+    """The job of these flags; SizingError for what is missing or wrong."""
+    data = settings.text("data")
+    if data is None:
+        raise SpecError("data", None, "missing", hint="rigsize train MODEL --data FILE")
+    if settings.text("batch-size") == "auto":
+        raise SpecError(
+            "batch-size", "auto", "only estimate looks for it", hint="give the number it finds"
+        )
+    from rigsize.texts.source import DataSource
+    from rigsize.train.settings import TrainJob
+
+    # Before the job is parsed: a recipe asks whether it is a CPU.
+    device = device_of(settings.text("device"))
+    settings.given = {**settings.given, "device": device}
+    job = parse_job(settings, "train")
+    columns: dict[str, Any] = {
+        f"{name}_column": settings.text(f"{name}-column") for name in ("text", "label", "target")
+    }
+    held_out = settings.text("eval-data")
+    return TrainJob(
+        source=job.source,
+        workload=job.workload,
+        strategy=job.strategy,
+        settings=_settings(settings, job.global_batch, job.workload.task),
+        data=DataSource(path=data, **columns),
+        eval_data=None if held_out is None else DataSource(path=held_out, **columns),
+        tokenizer=settings.text("tokenizer"),
+        device=device,
+        command=typed(),
+        labels_asked=settings.integer("num-labels"),
+    )
+
+
+_NUMBERS = (
+    "learning-rate",
+    "weight-decay",
+    "warmup-share",
+    "eval-share",
+    "save-minutes",
+)
+_INTEGERS = (
+    "max-steps",
+    "eval-every",
+    "save-every",
+    "keep",
+    "patience",
+    "log-every",
+    "seed",
+)
+_TEXTS = ("schedule", "init", "progress")
+_SWITCHES = ("group-by-length", "tensorboard", "export", "predict")
+
+
+def _settings(settings: Settings, global_batch: int | None, task: str) -> Any:
+    from rigsize.train.settings import TrainSettings
+
+    values: dict[str, Any] = {"global_batch": global_batch, "out": _out(settings, task)}
+    parsers: dict[tuple[str, ...], Callable[[str], Any]] = {
+        _NUMBERS: lambda name: (
+            None if (text := settings.text(name)) is None else number(name, text)
+        ),
+        _INTEGERS: settings.integer,
+        _TEXTS: settings.text,
+    }
+    for names, parse in parsers.items():
+        values |= {
+            name.replace("-", "_"): value for name in names if (value := parse(name)) is not None
+        }
+    for name in _SWITCHES:
+        key = name.replace("-", "_")
+        if key in settings.given:
+            values[key] = settings.switch(name)
+    values["resume"] = _resume(settings)
+    if settings.text("eval-data") and settings.text("eval-share"):
+        raise UnsupportedCombination(
+            "eval-share", settings.text("eval-share"), "--eval-data is what is evaluated on"
+        )
+    return TrainSettings(**values)
+
+
+def _resume(settings: Settings) -> str:
+    """After torchrun restarted the ranks there may be a checkpoint, or not yet."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        return "auto"
+    return "must" if settings.switch("resume") else "never"
+
+
+def _out(settings: Settings, task: str) -> Path:
+    given = settings.text("out")
+    if given is not None:
+        return Path(given).expanduser()
+    model = (settings.text("model") or "model").rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^\w.-]+", "-", model)
+    folder = Path("runs") / f"{name}-{task}"
+    settings.assumed.append(f"out {folder}")
+    return folder
+
+
+# -- ranks --------------------------------------------------------------------------------------
+
+
+def _launch(ranks: int, max_restarts: int | None) -> int:
+    """The same command once a rank, under torchrun on a free port."""
+    with tempfile.TemporaryDirectory(prefix="rigsize-") as folder:
+        exit_file = Path(folder) / "exit"
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(ranks)),
+            *("--max-restarts", str(3 if max_restarts is None else max_restarts)),
+            *("-m", "rigsize", *sys.argv[1:]),
+        ]
+        package_root = str(Path(__file__).resolve().parents[1])
+        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {
+            _EXIT_FILE: str(exit_file),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(ranks)),
+        }
+        process = subprocess.Popen(command, env=environment)
+        code = _wait(process)
+        return int(exit_file.read_text()) if exit_file.exists() else code
+
+
+def _threads(ranks: int) -> str:
+    return str(max(1, (os.cpu_count() or 1) // ranks))
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Ctrl-C reaches the ranks by themselves, which save; their end is waited for."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def _leave_code(code: int) -> int:
+    exit_file = os.environ.get(_EXIT_FILE)
+    if exit_file and _rank() == 0:
+        Path(exit_file).write_text(str(code))
+    return code
+
+
+# -- the run and its answer ---------------------------------------------------------------------
+
+
+def _run(job: TrainJob, as_json: bool) -> int:
+    from rigsize.run.execution import is_out_of_memory
+    from rigsize.train.loop import train
+    from rigsize.train.record import broken_record
+
+    try:
+        outcome, record = train(job)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return _out_of_memory(job, broken_record(job, error), as_json)
+    if record is None:
+        return outcome.exit_code
+    return _answer(outcome, record, as_json)
+
+
+def _out_of_memory(job: TrainJob, record: Record, as_json: bool) -> int:
+    from rigsize.run.record import to_json, write_record
+
+    path = write_record(job.settings.out / "records", record)
+    say(f"out of memory: {record.message}; checkpoints stay; Record: {path}")
+    say("smaller --batch-size with --grad-accum, --recompute block or --recipe lean need less")
+    print_answer(lambda: {"record": to_json(record)}, as_json, lambda: ["out of memory"])
+    return DOES_NOT_FIT
+
+
+def _answer(outcome: Outcome, record: Record, as_json: bool) -> int:
+    from rigsize.run.compare import compare, to_json
+    from rigsize.run.record import to_json as record_json
+    from rigsize.run.record import write_record
+
+    job = outcome.plan.job
+    path = write_record(job.settings.out / "records", record)
+    comparison = compare(record, *_prediction(outcome, record))
+    print_answer(
+        lambda: (
+            {
+                "record": record_json(record),
+                "metrics": {k: v for k, v in outcome.state.metrics.items() if k != "step"},
+                "ended": outcome.ended,
+                "step": outcome.state.step,
+                "out": str(job.settings.out),
+            }
+            | to_json(comparison)
+        ),
+        as_json,
+        lambda: _text(outcome, comparison),
+    )
+    say(f"Record: {path}")
+    if outcome.exit_code:
+        say(
+            f"stopped at step {outcome.state.step:,} and saved; go on with the same command and"
+            " --resume"
+        )
+        return outcome.exit_code
+    return comparison.exit_code
+
+
+def _prediction(outcome: Outcome, record: Record) -> tuple[Any, str]:
+    from rigsize.run.compare import try_predict
+
+    job = outcome.plan.job
+    if not job.settings.predict:
+        return None, "not asked for"
+    if not record.sizes:
+        return None, "no step was made"
+    workload, strategy = record.spec()
+    return try_predict(
+        job.source, workload, strategy, job.device, record.hardware.gpu, sizes=record.sizes
+    )
+
+
+def _text(outcome: Outcome, comparison: Comparison) -> Iterator[RenderableType]:
+    from rigsize.run.compare import render
+    from rigsize.train.progress import metrics_text
+
+    state = outcome.state
+    yield f"{outcome.ended} at step {state.step:,} of {outcome.plan.steps:,}"
+    if state.metrics:
+        metrics = {k: v for k, v in state.metrics.items() if k != "step"}
+        yield f"held out ({len(outcome.plan.eval_indices):,} texts): {metrics_text(metrics)}"
+    yield render(comparison)
+    if outcome.model_folder:
+        yield f"model: {outcome.model_folder}"
