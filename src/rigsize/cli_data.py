@@ -108,7 +108,9 @@ def _counted(settings: Settings) -> FileStats:
     source = _source(settings)
     task = _task(settings, source)
     named = _tokenizer(settings)
-    max_length = settings.integer("max-length") or _own_length(named, settings)
+    max_length = settings.integer("max-length")
+    if max_length is None:
+        max_length = _own_length(named, settings)
     batch_size = settings.integer("batch-size")
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     if batch_size < 1:
