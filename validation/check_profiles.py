@@ -125,9 +125,9 @@ def _matches(model: BundledModel, patterns: Sequence[str]) -> bool:
 def check_points(item: Shipped, tally: Tally) -> None:
     """Three unseen sizes in each domain against the body that claims it."""
     profile, session = item.profile, item.session()
-    target = profile.key.task == "seq2seq-lm"
+    varied = profile.key.varied
     for name, index in profile.domains.items():
-        for point in proof_points(name, profile.limits, session.max_positions, target=target):
+        for point in proof_points(name, profile.limits, session.max_positions, varied):
             difference = session.differs(profile.bodies[index], point)
             tally.count(f"{item.name} {name} {point}", difference)
 

@@ -5,9 +5,11 @@ One line of calls: profile (stored, cached or traced) -> Program -> replay -> Es
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rigsize.point import assumed_sizes, point_of
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.memory.replay import Replay, replay, replay_exact
@@ -18,6 +20,8 @@ from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
 
+FLASH_CAPABILITY = (8, 0)
+"""From here on texts in one row get FlashAttention (`run.packing`, which imports torch)."""
 Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
 
 
@@ -85,6 +89,8 @@ class Estimate:
     workload: Workload
     strategy: Strategy
     cluster: Cluster
+    point: Mapping[str, int]
+    """The sizes of the micro-batch, {B, S, T} and M, N where it has them (`rigsize.point`)."""
     memory: MemoryEstimate
     fit: Fit
     parameters: Parameters
@@ -103,28 +109,34 @@ def estimate(
     cluster: Cluster,
     *,
     profile: Profile | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Estimate:
     """The memory of one device for this run.
 
     Raises a SizingError for what cannot be answered. `profile` overrides the stored one (a Record
-    is compared under its own library versions).
+    is compared under its own library versions). `sizes` of {B, S, T, M, N} are those that a run
+    really had, in place of what the workload lets expect.
     """
     check_workload(source, workload, strategy)
     accelerator = cluster.accelerator
+    point = point_of(workload, strategy)
+    point |= {symbol: size for symbol, size in (sizes or {}).items() if symbol in point}
     if profile is None:
-        profile = profile_for(source, workload, strategy, accelerator)
-    program = build(source, profile, workload, strategy, accelerator)
+        profile = profile_for(source, workload, strategy, accelerator, point)
+    program = build(source, profile, strategy, accelerator, point)
     played, verdict = _play(program, accelerator)
+    assumed = () if sizes else assumed_sizes(workload, strategy)
     return Estimate(
         source=source,
         workload=workload,
         strategy=strategy,
         cluster=cluster,
+        point=point,
         memory=_memory(program, played, accelerator),
         fit=_fit(verdict, played, accelerator),
         parameters=_parameters(source, program),
         versions={**profile.versions, "assumed_torch": ".".join(map(str, TORCH_VERSION))},
-        assumptions=_assumptions(program, accelerator),
+        assumptions=(*assumed, *_assumptions(program, accelerator)),
         notes=(*source.notes, *_notes(workload, strategy, accelerator)),
         program=program,
         replay=played,
@@ -132,25 +144,28 @@ def estimate(
 
 
 def profile_for(
-    source: ModelSource, workload: Workload, strategy: Strategy, accelerator: Accelerator
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    accelerator: Accelerator,
+    point: Mapping[str, int] | None = None,
 ) -> Profile:
-    """The profile of this run: shipped, cached or traced now."""
-    device = "cpu" if accelerator.is_cpu else "cuda"
-    key = trace_key(source, workload, strategy, device=device)
-    return find_profile(source, key, point_of(workload, strategy.micro_batch))
+    """The profile of this run, by default at the sizes to be expected: stored or traced now."""
+    key = key_for(source, workload, strategy, accelerator)
+    return find_profile(source, key, point or point_of(workload, strategy))
 
 
 def build(
     source: ModelSource,
     profile: Profile,
-    workload: Workload,
     strategy: Strategy,
     accelerator: Accelerator,
+    point: Mapping[str, int],
 ) -> Program:
     """The Program of one device."""
     return build_program(
         profile,
-        point_of(workload, strategy.micro_batch),
+        point,
         strategy,
         environment_of(accelerator, strategy),
         vocabulary=int(source.config.get("vocab_size") or 0),
@@ -170,32 +185,47 @@ def fits_on(program: Program, accelerator: Accelerator) -> bool:
     return ended and played.reserved_peak_bytes + context.high <= capacity
 
 
+def key_for(
+    source: ModelSource, workload: Workload, strategy: Strategy, accelerator: Accelerator
+) -> TraceKey:
+    """The trace key of this run on an accelerator."""
+    return trace_key(
+        source,
+        workload,
+        strategy,
+        device="cpu" if accelerator.is_cpu else "cuda",
+        capability=accelerator.compute_capability or FLASH_CAPABILITY,
+    )
+
+
 def trace_key(
-    source: ModelSource, workload: Workload, strategy: Strategy, *, device: str
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    *,
+    device: str,
+    capability: tuple[int, int] = FLASH_CAPABILITY,
 ) -> TraceKey:
     """What the trace of this run depends on."""
     training = workload.training
     classifies = workload.task in ("sequence-classification", "token-classification")
+    on_gpu, unpadded = device != "cpu", workload.padding == "unpadded"
+    half = strategy.policy.compute != "fp32"
+    flash = on_gpu and half and capability >= FLASH_CAPABILITY
     return TraceKey(
         config_digest=source.digest,
         task=workload.task,
         use="training" if training else "inference",
         compute=strategy.policy.compute,
         attention="eager" if strategy.attention == "eager" else "sdpa",
-        padded=workload.padding_in_batch,
+        padded=workload.padding_in_batch and not unpadded,
         recompute=training and strategy.recompute == "block",
-        device="cpu" if device == "cpu" else "accelerator",
+        device="accelerator" if on_gpu else "cpu",
         num_labels=workload.num_labels if classifies else 3,
         hold_output=strategy.hold_output or not training,
+        loss=strategy.loss,
+        unpadded=("flash" if flash else "grid") if unpadded else "",
     )
-
-
-def point_of(workload: Workload, micro_batch: int) -> dict[str, int]:
-    """{B, S, T} of a micro-batch."""
-    target = workload.max_target_length or 0
-    if workload.task == "seq2seq-lm" and not target:
-        target = workload.max_length
-    return {"B": micro_batch, "S": workload.max_length, "T": target}
 
 
 def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) -> None:
@@ -221,11 +251,28 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
             f"only seq2seq-lm has target tokens, the task is {workload.task}",
         )
     check_together(workload, strategy)
-    for field, value in (("parallel", strategy.parallel), ("method", strategy.method)):
-        if value not in ("single", "full"):
+    _refuse_later(strategy)
+
+
+_ANSWERED = {"parallel": ("single",), "method": ("full",)}
+"""Of what `rigsize.run` and `rigsize.train` can run already."""
+
+
+def _refuse_later(strategy: Strategy) -> None:
+    for field, answered in _ANSWERED.items():
+        value = getattr(strategy, field)
+        if value not in answered:
             raise UnsupportedCombination(
-                field, value, "not answered yet", hint="`rigsize train` and `measure` run it"
+                field,
+                value,
+                "not answered yet",
+                allowed=answered,
+                hint="`rigsize train` and `rigsize measure` run it",
             )
+    if strategy.optimizer == "adamw-sr":
+        raise UnsupportedCombination(
+            "optim", strategy.optimizer, "not answered yet", nearest="adamw-fused"
+        )
 
 
 def _check_weights(source: ModelSource) -> None:
@@ -373,15 +420,18 @@ def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> 
             "the step passes use_cache=False; a loop that leaves transformers' default on also"
             " holds a key-value cache through the backward pass"
         )
-    if strategy.attention == "flash" and workload.padding_in_batch:
+    padded = workload.padding_in_batch and workload.padding != "unpadded"
+    if strategy.attention == "flash" and padded:
         notes.append("flash with padding unpads the batch; its index copies are not counted")
     return notes
 
 
 def with_batch(strategy: Strategy, micro_batch: int, accumulation: int | None = None) -> Strategy:
-    """The strategy at another micro-batch."""
+    """The strategy at another micro-batch; a budget of tokens goes with the number of texts."""
+    tokens = strategy.tokens_per_batch
     return replace(
         strategy,
         micro_batch=micro_batch,
         accumulation=strategy.accumulation if accumulation is None else accumulation,
+        tokens_per_batch=tokens and -(-tokens * micro_batch // strategy.micro_batch),
     )

@@ -13,9 +13,9 @@ from rigsize.estimate import (
     check_workload,
     estimate,
     fits_on,
+    key_for,
     point_of,
     profile_for,
-    trace_key,
     with_batch,
 )
 from rigsize.models import ModelSource
@@ -59,12 +59,12 @@ def _fits(
 
     def fits(micro_batch: int) -> bool:
         tried = with_batch(strategy, micro_batch)
-        point = point_of(workload, micro_batch)
+        point = point_of(workload, tried)
         profile = next((p for p in known if p.body_at(point) is not None), None)
         if profile is None:
-            profile = profile_for(source, workload, tried, cluster.accelerator)
+            profile = profile_for(source, workload, tried, cluster.accelerator, point)
             known.append(profile)
-        program = build(source, profile, workload, tried, cluster.accelerator)
+        program = build(source, profile, tried, cluster.accelerator, point)
         return fits_on(program, cluster.accelerator)
 
     return fits
@@ -140,7 +140,7 @@ def _is_hopeless(answer: Estimate) -> bool:
 
 def _kinds(flags: str) -> set[str]:
     """The flags; all micro-batches are one, for a smaller one than fits is no other change."""
-    words = [word for word in _split(flags) if not word.startswith("--grad-accum")]
+    words = [w for w in _split(flags) if not w.startswith(("--grad-accum", "--tokens-per-batch"))]
     return {"--batch-size" if word.startswith("--batch-size") else word for word in words}
 
 
@@ -188,6 +188,8 @@ def _smaller_batches(strategy: Strategy, *, training: bool) -> Iterator[_Change]
     while micro >= 1:
         more = accumulation_for(total, micro) if training else 1
         flags = f"--batch-size {micro}" + (f" --grad-accum {more}" if training else "")
+        tokens = with_batch(strategy, micro).tokens_per_batch
+        flags += f" --tokens-per-batch {tokens}" if tokens else ""
         name = f"micro-batch {micro}" + (f", accumulation {more}" if training else "")
         yield _Change(name, flags, lambda s, m=micro, a=more: with_batch(s, m, a))  # type: ignore[misc]
         micro //= 4 if micro > 8 else 2
@@ -207,8 +209,8 @@ def _lower_precision(answer: Estimate) -> list[_Change]:
 
 
 def _is_stored(answer: Estimate, strategy: Strategy) -> bool:
-    key = trace_key(answer.source, answer.workload, strategy, device="cuda")
-    return stored_profile(key, point_of(answer.workload, strategy.micro_batch)) is not None
+    key = key_for(answer.source, answer.workload, strategy, answer.cluster.accelerator)
+    return stored_profile(key, point_of(answer.workload, strategy)) is not None
 
 
 def _flags(combination: tuple[_Change, ...]) -> str:

@@ -73,12 +73,19 @@ EXEMPTIONS: tuple[Exemption, ...] = (
     ),
     Exemption(
         "sums of bf16 in fp32",
-        "gather, scatter_add and some sums work in a float copy of what they write"
-        " (`create_acc_buffer` of ATen/native/cpu/ScatterGatherKernel.cpp,"
-        " `should_use_acc_buffer` of ATen/native/ReduceOps.cpp)",
-        _both(
-            _in("aten::gather", "aten::scatter_add_", "aten::sum"),
-            lambda event: event.path == ("aten::empty",),
+        "gather, scatter_add and some sums work in a float copy of what they write, index_add with"
+        " a row of floats a thread (`create_acc_buffer`, `cpu_scatter_reduce_expanded_index` of"
+        " ATen/native/cpu/ScatterGatherKernel.cpp, `should_use_acc_buffer` of"
+        " ATen/native/ReduceOps.cpp)",
+        _any_of(
+            _both(
+                _in("aten::gather", "aten::scatter_add_", "aten::sum"),
+                lambda event: event.path == ("aten::empty",),
+            ),
+            _both(
+                _in("aten::scatter_add_", "aten::index_add_"),
+                lambda event: event.path[-2:] == ("aten::zeros", "aten::empty"),
+            ),
         ),
     ),
     Exemption(

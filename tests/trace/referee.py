@@ -21,6 +21,7 @@ from tests.trace.tiny import CONFIGS, SIZES, Case
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
+from rigsize.run.packing import first_position, pack
 from rigsize.run.step import StepRecipe, inference_step, micro_step
 from rigsize.trace.capture import Traced
 from rigsize.trace.model import build, forward_arguments, load_config, make_batch
@@ -28,7 +29,9 @@ from rigsize.trace.recorder import ALLOC, FREE, RawTrace
 
 ALIASES = {"aten::new_zeros": "aten::zeros"}
 """`value_selecting_reduction_backward` asks for zeros in other words under a dispatch mode."""
-ALWAYS_KNOWN = frozenset({"aten::copy", "aten::add", "aten::scatter_add", "aten::sum"})
+ALWAYS_KNOWN = frozenset(
+    {"aten::copy", "aten::add", "aten::index_add", "aten::scatter_add", "aten::sum"}
+)
 """Operators with scratch that may be in the trace only as in-place forms, or only as a scalar."""
 
 
@@ -62,9 +65,18 @@ def real_batch(case: Case) -> dict[str, Any]:
     for name, tensor in batch.items():
         few = name == "labels" and case.task in ("sequence-classification", "token-classification")
         high = SIZES["B"] if case.task == "embedding" and name == "labels" else 3 if few else 1000
-        tensor.random_(0 if high < 1000 else 4, high, generator=generator)
-    if case.padded:
+        if isinstance(tensor, torch.Tensor):
+            tensor.random_(0 if high < 1000 else 4, high, generator=generator)
+    if case.unpadded:
+        config = load_config(CONFIGS[case.family], options)
+        lengths = [SIZES["S"], SIZES["N"] - SIZES["S"]]
+        batch["packing"] = pack(lengths)
+        first = first_position(config)
+        batch["position_ids"] = torch.cat([torch.arange(first, first + n) for n in lengths])[None]
+    elif case.padded:
         batch["attention_mask"].fill_(1)[0, -3:] = 0
+    if "positions" in batch:
+        batch["positions"] %= batch["input_ids"].numel()
     return batch
 
 

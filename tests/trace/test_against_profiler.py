@@ -54,7 +54,13 @@ QUICK = [
     Case(family="mixtral", task="causal-lm", compute="half"),
     Case(family="t5", task="seq2seq-lm"),
     Case(family="bart", task="seq2seq-lm", padded=False),
+    Case(family="xlm-roberta", task="masked-lm", compute="amp", loss="masked", unpadded=True),
+    Case(family="xlm-roberta", task="masked-lm", loss="chunked"),
+    Case(family="bert", task="sequence-classification", unpadded=True),
+    Case(family="llama", task="causal-lm", compute="amp", loss="chunked", unpadded=True),
 ]
+LEAN = ("xlm-roberta", "xlm-roberta-xl", "bert", "llama", "qwen3")
+"""Families that are refereed with selected rows and with unpadded texts."""
 
 
 def families() -> list[Case]:
@@ -73,6 +79,21 @@ def families() -> list[Case]:
             cases.append(replace(plain, padded=False, training=False))
         if compute == "amp" and family != "mamba":  # which has no attention
             cases.append(replace(plain, attention="eager"))
+    return cases
+
+
+def lean() -> list[Case]:
+    """Selected rows, pieces of them, unpadded texts, in every task and both precisions."""
+    cases = []
+    for family, compute in itertools.product(LEAN, ("fp32", "amp")):
+        lm = Case(family=family, task=TASKS[family], compute=compute)
+        row = replace(lm, unpadded=True)
+        cases += [replace(lm, loss="masked"), replace(lm, loss="chunked")]
+        cases += [row, replace(row, loss="masked"), replace(row, loss="chunked")]
+        cases += [replace(row, training=False), replace(row, loss="masked", recompute=True)]
+        for task in ("sequence-classification", "token-classification", "embedding"):
+            if family in OTHER_TASKS[task]:
+                cases += [replace(row, task=task), replace(row, task=task, training=False)]
     return cases
 
 
@@ -105,6 +126,13 @@ def test_every_family_precision_and_attention(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in other_tasks() if c not in QUICK], ids=str)
 def test_every_other_task(case: Case) -> None:
+    found = verdict(case)
+    assert not str(found), str(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in lean() if c not in QUICK], ids=str)
+def test_selected_rows_and_unpadded_texts(case: Case) -> None:
     found = verdict(case)
     assert not str(found), str(found)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rigsize.trace.model import BuildOptions
 
-SIZES = {"B": 2, "S": 40, "T": 24}
+SIZES = {"B": 2, "S": 40, "T": 24, "M": 24, "N": 61}
 
 _ENCODER = {
     "vocab_size": 5003,
@@ -203,12 +203,16 @@ class Case:
     training: bool = True
     padded: bool = True
     hold_output: bool = True
+    loss: str = "all"
+    unpadded: bool = False
 
     def __str__(self) -> str:
         words = [self.family, self.task, self.compute, self.attention]
         words += ["recompute"] * self.recompute
         words += ["train" if self.training else "infer"]
-        words += ["padded" if self.padded else "unpadded"]
+        words += ["padded" if self.padded else "unpadded"] * (not self.unpadded)
+        words += [self.loss] * (self.loss != "all")
+        words += ["in one row"] * self.unpadded
         words += ["released"] * (not self.hold_output)
         return "-".join(words)
 
@@ -219,4 +223,6 @@ class Case:
             attention=self.attention,
             recompute=self.recompute,
             training=self.training,
+            loss=self.loss,
+            unpadded=self.unpadded,
         )

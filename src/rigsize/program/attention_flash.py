@@ -19,8 +19,12 @@ from rigsize.program.attention_lowering import (
 from rigsize.program.attention_node import FP32_BYTES, AttentionNode
 
 
+TEXT_GAP_ROWS = 128
+"""Rows that keep one packed text's sums from the next one's: the largest block of queries."""
+
+
 def lower_flash(node: AttentionNode, card: Card) -> AttentionLowering:
-    """flash_api.cpp `mha_fwd` and `mha_bwd`."""
+    """flash_api.cpp `mha_fwd` and `mha_bwd`; `mha_varlen_fwd` and `mha_varlen_bwd` if packed."""
     forward = BufferTimeline()
     wide = replace(
         node, head_dim=round_up(node.head_dim, 8), value_head_dim=round_up(node.value_head_dim, 8)
@@ -31,9 +35,9 @@ def lower_flash(node: AttentionNode, card: Card) -> AttentionLowering:
         forward.alloc("k_padded", wide.key_elements * node.element_bytes)
         forward.alloc("v_padded", wide.value_elements * node.element_bytes)
     forward.alloc("out", wide.out_elements * node.element_bytes)
-    rows = node.batch * node.heads * node.query_length
+    rows = node.heads * node.query_rows
     forward.alloc("logsumexp", rows * FP32_BYTES)
-    splits = _flash_splits(wide, card.sm_count)
+    splits = 1 if node.is_packed else _flash_splits(wide, card.sm_count)
     if splits > 1:
         forward.alloc("logsumexp_accum", splits * rows * FP32_BYTES)
         forward.alloc("out_accum", splits * rows * _flash_width(wide) * FP32_BYTES)
@@ -62,14 +66,14 @@ def _flash_backward(
     backward.alloc("dq" + suffix, wide.query_elements * node.element_bytes)
     backward.alloc("dk" + suffix, wide.key_elements * node.element_bytes)
     backward.alloc("dv" + suffix, wide.value_elements * node.element_bytes)
-    rows = node.batch * node.heads * round_up(node.query_length, 128)
+    rows = node.heads * _summed_rows(node)
     backward.alloc("softmax_d", rows * FP32_BYTES)
     splits = 1
     if card.deterministic:
         splits = ceil_div(card.sm_count, node.batch * node.heads)
     backward.alloc("dq_accum", splits * rows * _flash_width(wide) * FP32_BYTES)
     if node.is_grouped:
-        full = wide.batch * wide.key_length * wide.heads * wide.head_dim * node.element_bytes
+        full = wide.key_rows * wide.heads * wide.head_dim * node.element_bytes
         backward.alloc("dk_expanded", full)
         backward.alloc("dv_expanded", full)
     backward.free("dv_expanded", "dk_expanded", "dq_accum", "softmax_d", "grad_out_padded")
@@ -78,6 +82,13 @@ def _flash_backward(
         for name, elements in gradient_elements(node):
             backward.alloc(name, elements * node.element_bytes)
             backward.free(name + suffix)
+
+
+def _summed_rows(node: AttentionNode) -> int:
+    """Rows of the fp32 sums of backward."""
+    if node.is_packed:
+        return node.query_rows + TEXT_GAP_ROWS * node.batch
+    return node.batch * round_up(node.query_length, 128)
 
 
 def _flash_width(node: AttentionNode) -> int:

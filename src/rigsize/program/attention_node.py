@@ -1,7 +1,8 @@
 """One call of scaled dot-product attention: its shapes, its mask, what is asked of it.
 
 Legend: B batch, H heads, K heads of keys and values, Q query length, S key length, D head
-dimension of queries and keys, V head dimension of values.
+dimension of queries and keys, V head dimension of values. Packed texts have N tokens in all instead
+of B * Q and B * S; Q and S are then the longest text's.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class AttentionNode:
     dropout: float = 0.0
     needs_grad: bool
     enable_gqa: bool = False
+    packed_tokens: int = 0
+    """N of texts that lie one after another in one row; 0 for a padded batch."""
 
     def __post_init__(self) -> None:
         if (self.dtype == "float32") != (self.element_bytes == FP32_BYTES):
@@ -44,6 +47,23 @@ class AttentionNode:
             raise ValueError(f"{self.heads} query heads are no multiple of {self.kv_heads}")
         if (self.mask == "none") != (self.mask_elements == 0):
             raise ValueError(f"mask {self.mask!r} with {self.mask_elements} elements")
+        if self.is_packed and (self.query_length != self.key_length or self.mask != "none"):
+            raise ValueError("packed texts attend to themselves, without a mask")
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the texts lie one after another in one row."""
+        return self.packed_tokens > 0
+
+    @property
+    def query_rows(self) -> int:
+        """B * Q, or N."""
+        return self.packed_tokens or self.batch * self.query_length
+
+    @property
+    def key_rows(self) -> int:
+        """B * S, or N."""
+        return self.packed_tokens or self.batch * self.key_length
 
     @property
     def is_half(self) -> bool:
@@ -58,22 +78,22 @@ class AttentionNode:
     @property
     def query_elements(self) -> int:
         """B * Q * H * D."""
-        return self.batch * self.query_length * self.heads * self.head_dim
+        return self.query_rows * self.heads * self.head_dim
 
     @property
     def key_elements(self) -> int:
         """B * S * K * D."""
-        return self.batch * self.key_length * self.kv_heads * self.head_dim
+        return self.key_rows * self.kv_heads * self.head_dim
 
     @property
     def value_elements(self) -> int:
         """B * S * K * V."""
-        return self.batch * self.key_length * self.kv_heads * self.value_head_dim
+        return self.key_rows * self.kv_heads * self.value_head_dim
 
     @property
     def out_elements(self) -> int:
         """B * Q * H * V."""
-        return self.batch * self.query_length * self.heads * self.value_head_dim
+        return self.query_rows * self.heads * self.value_head_dim
 
     @property
     def score_elements(self) -> int:

@@ -7,6 +7,8 @@ from rigsize.trace.profile import Event, Profile, is_embedding
 
 _ATTENTION = ("attn", "attention", "self_attn", "SelfAttention", "EncDecAttention")
 _FEED_FORWARD = ("mlp", "intermediate", "ffn", "feed_forward", "DenseReluDense", "fc1", "fc2")
+_POSITIONS = ("BS", "BT", "M", "M/8", "N", "S", "T")
+"""What a row of logits may belong to; of one text alone BS is S."""
 _NORM = ("norm", "LayerNorm", "ln_")
 
 
@@ -78,4 +80,4 @@ class Categories:
         if len(event.size) != 1 or not self.vocabulary:
             return False
         coefficient, monomial = event.size[0]
-        return monomial in ("BS", "BT") and coefficient % self.vocabulary == 0
+        return monomial in _POSITIONS and coefficient % self.vocabulary == 0

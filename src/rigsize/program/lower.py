@@ -217,6 +217,7 @@ class Lowering:
         half = dtype != "float32"
         size = HALF_BYTES if half else 2 * HALF_BYTES
         elements = mask[0] * mask[1] * mask[2] * mask[3]
+        packed_tokens = mask[4] if len(mask) > 4 else 0
         return AttentionNode(
             batch=batch,
             heads=heads,
@@ -233,6 +234,7 @@ class Lowering:
             dropout=dropout,
             needs_grad=needs_grad,
             enable_gqa=gqa,
+            packed_tokens=packed_tokens,
         )
 
     def _lower(self, node: AttentionNode, event: Event) -> AttentionLowering:
@@ -242,8 +244,12 @@ class Lowering:
             "torch_version": environment.torch_version,
             "cudnn_version": environment.cudnn_version,
         }
-        kernel = "flash" if environment.force_flash else choose_kernel(node, **options)
-        reason = "flash (asked for)" if environment.force_flash else explain_choice(node, **options)
+        if node.is_packed:
+            kernel, reason = "flash", "flash (texts in one row)"
+        elif environment.force_flash:
+            kernel, reason = "flash", "flash (asked for)"
+        else:
+            kernel, reason = choose_kernel(node, **options), explain_choice(node, **options)
         self.result.kernels.setdefault(event.module, reason)
         lowering = lower_attention(
             node,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rigsize.estimate import Estimate, point_of
+from rigsize.estimate import Estimate
 from rigsize.trace.sizes import Expression, evaluate, monomials_at
 from rigsize.units import GIB, format_bytes
 
@@ -93,7 +93,7 @@ def explain(estimate: Estimate, profile: Profile | None = None) -> Explanation:
         step=step + 1,
         samples=_samples(estimate, step),
         kernels=estimate.program.kernels,
-        point=point_of(estimate.workload, estimate.strategy.micro_batch),
+        point=estimate.point,
     )
 
 
@@ -123,8 +123,7 @@ def _tensors(estimate: Estimate, profile: Profile | None) -> tuple[Tensor, ...]:
     timeline = estimate.program.timeline
     largest = sorted(estimate.replay.live, key=lambda s: -timeline.sizes[s])[:MOST_TENSORS]
     shapes = {p.storage: (p.shape, p.itemsize) for p in estimate.program.parameters}
-    point = point_of(estimate.workload, estimate.strategy.micro_batch)
-    sizes = _Expressions(profile, point)
+    sizes = _Expressions(profile, estimate.point)
     found = []
     for storage in largest:
         place, num_bytes = timeline.places[storage], timeline.sizes[storage]
@@ -177,7 +176,7 @@ def show_expression(size: Expression) -> str:
 def _factors(monomial: str) -> Iterator[str]:
     for part in monomial.split("."):
         if part != "1":
-            # S8 and S128 are one length, BS is two.
+            # S8, S128 and M/8 are one length, BS is two.
             yield from [part] if part[-1].isdigit() else part
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from rigsize.errors import SizingError
-from rigsize.run.batch import batch_sizes, random_batch
+from rigsize.run import host
 from rigsize.run.building import build_model, set_matrix_precision
+from rigsize.run.clock import Clock, times_apart
+from rigsize.run.cuda_history import CudaHistory
 from rigsize.run.cuda_meter import CudaMeter
+from rigsize.run.feeds import Feed, make_feed
 from rigsize.run.job import Job, build_options, step_recipe
 from rigsize.run.meters import CpuMeter, Meter
+from rigsize.run.optimizers import make_torch_optimizer
 from rigsize.run.recording import shorten
+from rigsize.run.specs import LEAST_STEPS
+from rigsize.run.step import inference_step, train_step
+from rigsize.run.supply import Namer, Supply, lasting
+from rigsize.run.worlds import CardUse, card_use, limit_allocator
+from rigsize.trace.capture import quiet_transformers
+from rigsize.trace.model import forward_arguments, load_config
+from rigsize.train.parallel import World, before_micro
 
 __all__ = ["Execution", "execute", "is_out_of_memory"]
 
@@ -34,17 +45,24 @@ class Execution:
 
     meter: Meter | None = None
     """None where the run ended before the model was loaded."""
+    feed: Feed | None = None
+    clock: Clock | None = None
+    """The timed steps; None where they are the metered ones."""
+    card: CardUse = field(default_factory=CardUse)
+    pss_peak_bytes: int | None = None
+    allocator_limit_bytes: int | None = None
+    """Under a cap."""
     outcome: str = "failed"
     message: str = ""
     skipped_steps: int = 0
     """Optimizer steps that the GradScaler left out because a gradient overflowed."""
 
 
-def execute(job: Job, used_before_bytes: int | None) -> Execution:
+def execute(job: Job, world: World, used_before_bytes: int | None) -> Execution:
     """Builds the model and makes the steps; `used_before_bytes` is what others hold of the card."""
     found = Execution()
     with _expected_failures(found):
-        _execute(job, found, used_before_bytes)
+        _execute(job, world, found, used_before_bytes)
     return found
 
 
@@ -70,72 +88,87 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(w in str(error) for w in _OUT_OF_MEMORY)
 
 
-def _execute(job: Job, found: Execution, used_before_bytes: int | None) -> None:
-    from rigsize.trace.capture import quiet_transformers
-    from rigsize.trace.model import forward_arguments, load_config, named_tensors
-
+def _execute(job: Job, world: World, found: Execution, used_before_bytes: int | None) -> None:
     torch.manual_seed(job.seed)
+    options = build_options(job)
     if job.device == "cuda":
         found.meter = CudaMeter(used_before_bytes)
         set_matrix_precision(job.strategy)
-    options = build_options(job)
+    found.card = card_use(world, used_before_bytes)
+    found.allocator_limit_bytes = limit_allocator(job.options.cap_bytes, found.card)
     with quiet_transformers():
         config = load_config(job.source.config, options)
-        model = build_model(job, config)
-    batch = random_batch(
-        config,
-        options,
-        batch_sizes(job.workload, job.strategy),
-        padded=job.workload.padding_in_batch,
-        seed=job.seed,
-    )
-    batch = {name: tensor.to(job.device) for name, tensor in batch.items()}
+        found.feed = feed = make_feed(job, config, world)
+        model = build_model(job, config, world)
+    optimizer = None
+    if job.workload.training:
+        optimizer = make_torch_optimizer(model.parameters(), job.strategy)
+    supply = Supply(feed, world.device, forward_arguments(config, options))
+    names = Namer(model, optimizer, supply) if job.options.keeps_peak else None
     if found.meter is None:
-        given = named_tensors(batch).values()
-        found.meter = CpuMeter([*model.parameters(), *model.buffers(), *given])
-    inputs: dict[str, Any] = batch | forward_arguments(config, options)
+        found.meter = CpuMeter([*lasting(model, optimizer), *supply.resident], names)
+    elif names is not None and isinstance(found.meter, CudaMeter):
+        found.meter = CudaHistory(found.meter, names)
+    run = _Run(job, found, model, optimizer, supply)
     with _attention(job):
-        if job.workload.training:
-            _train(job, found, found.meter, model, inputs)
-        else:
-            _infer(job, found.meter, model, inputs)
+        run.steps(found.meter, LEAST_STEPS if times_apart(job) else job.steps)
+        if times_apart(job):
+            found.clock = Clock()
+            run.steps(found.clock, job.steps)
 
 
-def _train(
-    job: Job, found: Execution, meter: Meter, model: torch.nn.Module, batch: Mapping[str, Any]
-) -> None:
-    from rigsize.run.optimizers import make_torch_optimizer
-    from rigsize.run.step import train_step
+class _Run:
+    """The steps, one after another, whoever watches."""
 
-    optimizer = make_torch_optimizer(model.parameters(), job.strategy)
-    scaler = _scaler(job)
-    recipe, accumulation = step_recipe(job), job.strategy.accumulation
-    for _ in range(job.steps):
-        scale = scaler.get_scale() if scaler else 0.0
-        meter.begin_step()
+    def __init__(
+        self,
+        job: Job,
+        found: Execution,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        supply: Supply,
+    ) -> None:
+        self._job, self._found = job, found
+        self._model, self._optimizer, self._supply = model, optimizer, supply
+        self._recipe, self._scaler = step_recipe(job), _scaler(job)
+        self._look()
+
+    def steps(self, meter: Meter, count: int) -> None:
+        """`count` steps under this meter, from the feed's first window on."""
+        for number in range(count):
+            meter.begin_step()
+            if self._optimizer is None:
+                self._infer(meter, number)
+            else:
+                self._train(meter, number, self._optimizer)
+            meter.end_step()
+            self._look()
+
+    def _train(self, meter: Meter, number: int, optimizer: torch.optim.Optimizer) -> None:
+        scale = self._scaler.get_scale() if self._scaler else 0.0
         train_step(
-            model,
-            (batch for _ in range(accumulation)),
+            self._model,
+            self._supply.inputs(number),
             optimizer,
-            recipe,
-            shares=[1 / accumulation] * accumulation,
-            scaler=scaler,
+            self._recipe,
+            shares=self._supply.shares(number),
+            scaler=self._scaler,
             phase=meter.mark,
+            before_micro=before_micro(self._model),
         )
-        meter.end_step()
-        found.skipped_steps += bool(scaler) and scaler.get_scale() < scale
+        self._found.skipped_steps += bool(self._scaler) and self._scaler.get_scale() < scale
 
-
-def _infer(job: Job, meter: Meter, model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
-    from rigsize.run.step import inference_step
-
-    recipe = step_recipe(job)
-    for _ in range(job.steps):
-        meter.begin_step()
-        out = inference_step(model, batch, recipe, phase=meter.mark)
+    def _infer(self, meter: Meter, number: int) -> None:
+        batch = next(iter(self._supply.inputs(number)))
+        out = inference_step(self._model, batch, self._recipe, phase=meter.mark)
         # Inside the step, so that the meter sees it go: else it would live through the next one.
         del out
-        meter.end_step()
+
+    def _look(self) -> None:
+        """At the host, between the steps: it costs milliseconds."""
+        pss = host.pss_bytes()
+        if pss is not None:
+            self._found.pss_peak_bytes = max(self._found.pss_peak_bytes or 0, pss)
 
 
 def _attention(job: Job) -> AbstractContextManager[Any]:

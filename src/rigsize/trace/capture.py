@@ -18,6 +18,7 @@ from rigsize.trace.model import (
     forward_arguments,
     make_batch,
     materialize,
+    named_tensors,
 )
 from rigsize.trace.profile import is_embedding
 from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_additions
@@ -83,13 +84,13 @@ class Traced:
                 clear_weight_casts()
         return join_additions(recorder.trace)
 
-    def _adopt(self, recorder: Recorder, batch: Mapping[str, torch.Tensor]) -> None:
+    def _adopt(self, recorder: Recorder, batch: Mapping[str, Any]) -> None:
         for name, parameter in named_parameters(self.model):
             recorder.adopt(parameter, f"parameter:{name}")
         for name, buffer in self.model.named_buffers():
             if buffer.device.type == self.device.type:
                 recorder.adopt(buffer, f"buffer:{name}")
-        for name, tensor in batch.items():
+        for name, tensor in named_tensors(batch).items():
             recorder.adopt(tensor, f"input:{name}")
 
     def _watch_gradients(self, recorder: Recorder) -> list[Any]:
@@ -143,12 +144,15 @@ def number_layers(stacks: list[tuple[str, list[torch.nn.Module]]]) -> Layers:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Any:
-    """Transformers' warnings about configs are not the user's concern while tracing."""
+    """Transformers' warnings about configs and its own bars are not the user's concern here."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -14,7 +14,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rigsize.errors import SizingError, TraceFailed
+from rigsize.errors import SizingError, TraceFailed, UnsupportedCombination
 from rigsize.trace.profile import TraceKey
 
 if TYPE_CHECKING:
@@ -140,6 +140,10 @@ def trace(config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int]) ->
 
 
 def _explain(error: Exception) -> dict[str, str]:
+    if isinstance(error, UnsupportedCombination):  # of the run, not of the model
+        return {"problem": error.problem, "hint": error.hint, "field": error.field} | {
+            "value": str(error.value)
+        }
     if isinstance(error, SizingError):
         return {"problem": error.problem, "hint": error.hint}
     if type(error).__name__ in ("DynamicOutputShapeException", "DataDependentOutputException"):

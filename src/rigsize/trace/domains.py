@@ -3,14 +3,18 @@
 Batch 1 is another graph in most decoders; lengths that are no multiple of 8 pad their masks; past
 a sliding window another mask is made. A label names the cell of this grid a size falls in.
 
-One token is a domain of its own, and so is any size of a model whose events depend on the length
-(Mamba's reference loop over positions): a label `at.B.S.T` is proved for that size alone.
+One token is a domain of its own, one selected row too, and so is any size of a model whose events
+depend on the length (Mamba's reference loop over positions): a label `at.B.S.T`, with M and N where
+there are any, is proved for that size alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from rigsize.trace.sizes import CHUNKS, SYMBOLS
 
 THRESHOLDS = (
     "sliding_window",
@@ -29,6 +33,41 @@ _UNALIGNED = {
 }
 LONG = 4096
 _BATCHES = (2, 3, 5, 4, 7)
+_REAL = (0.41, 0.73, 0.57, 0.35, 0.64, 0.83, 0.47, 0.29, 0.69, 0.53, 0.38, 0.77)
+"""Share of real tokens in the texts behind the longest: N lies between S and B * S."""
+_READ = (0.31, 0.17, 0.23, 0.13, 0.41, 0.19, 0.37, 0.11, 0.27, 0.33, 0.15, 0.21)
+"""Share of all positions that the head reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Varied:
+    """What varies in the batches of a trace key beside texts and length."""
+
+    target: bool = False
+    """T, target tokens."""
+    rows: bool = False
+    """M, rows that the head reads."""
+    chunked: bool = False
+    """M is a multiple of CHUNKS."""
+    unpadded: bool = False
+    """N, tokens of all texts together; S is the longest of these."""
+
+    def count(self, name: str) -> int:
+        """How many sizes vary in a domain; a lone unpadded text has N = S."""
+        alone = name.startswith("b1.")
+        return 1 + (not alone) + self.target + self.rows + (self.unpadded and not alone)
+
+    def point(self, B: int, S: int, index: int) -> dict[str, int]:
+        """A size whose other figures are unlike those of any other index."""
+        point = {"B": B, "S": S}
+        if self.unpadded:
+            point["N"] = S + round((B - 1) * S * _REAL[index])
+        if self.rows:
+            wanted = int(point.get("N", B * S) * _READ[index])
+            # Odd where the rows are not cut in pieces: no eighth of them is taken for a size.
+            pieces = CHUNKS * max(2, wanted // CHUNKS)
+            point["M"] = pieces if self.chunked else max(3, wanted | 1)
+        return point
 
 
 def thresholds(config: Mapping[str, Any], max_positions: int | None) -> tuple[int, ...]:
@@ -43,15 +82,18 @@ def thresholds(config: Mapping[str, Any], max_positions: int | None) -> tuple[in
 def label(point: Mapping[str, int], limits: tuple[int, ...]) -> str:
     """The domain a size falls in: `bN.s8.0`."""
     B, S, T = point["B"], point["S"], point.get("T", 0)
-    if S == 1 or T == 1:
+    if S == 1 or T == 1 or point.get("M", 0) == 1:
         return exact_label(point)
     passed = sum(limit < S for limit in limits)
     return f"{'b1' if B == 1 else 'bN'}.{'s8' if S % 8 == 0 and T % 8 == 0 else 'sx'}.{passed}"
 
 
 def exact_label(point: Mapping[str, int]) -> str:
-    """The domain of one size alone: `at.2.1.0`."""
-    return f"at.{point['B']}.{point['S']}.{point.get('T', 0)}"
+    """The domain of one size alone: `at.2.1.0`, with rows and unpadded tokens `at.2.9.0.3.14`."""
+    numbers = [point["B"], point["S"], point.get("T", 0)]
+    if point.get("M") or point.get("N"):
+        numbers += [point.get("M", 0), point.get("N", 0)]
+    return ".".join(["at", *map(str, numbers)])
 
 
 def possible_labels(point: Mapping[str, int]) -> list[str]:
@@ -70,12 +112,11 @@ def all_labels(limits: tuple[int, ...]) -> list[str]:
 
 
 def sample_points(
-    name: str, limits: tuple[int, ...], max_positions: int | None, *, target: bool, count: int
+    name: str, limits: tuple[int, ...], max_positions: int | None, varied: Varied, *, count: int
 ) -> list[dict[str, int]]:
     """Up to `count` sizes in a domain, unlike enough that no two monomials agree on them."""
     if name.startswith("at."):
-        B, S, T = (int(number) for number in name.split(".")[1:])
-        return [{"B": B, "S": S, "T": T} if target else {"B": B, "S": S}]
+        return [_exact_point(name)]
     batch, alignment, _ = name.split(".")
     table = _ALIGNED if alignment == "s8" else _UNALIGNED
     low, high = _bounds(name, limits, max_positions)
@@ -83,24 +124,31 @@ def sample_points(
     lengths = [s + shift for s in table["S"] if low < s + shift <= high]
     points = []
     for index, length in enumerate(lengths[:count]):
-        point = {"B": 1 if batch == "b1" else _BATCHES[index % 5], "S": length}
-        if target:
+        point = varied.point(1 if batch == "b1" else _BATCHES[index % 5], length, index)
+        if varied.target:
             point["T"] = table["T"][index]
         points.append(point)
     return points
 
 
+def _exact_point(name: str) -> dict[str, int]:
+    numbers = [int(number) for number in name.split(".")[1:]]
+    point = dict(zip(SYMBOLS, numbers, strict=False))
+    return {symbol: size for symbol, size in point.items() if size}
+
+
 def proof_points(
-    name: str, limits: tuple[int, ...], max_positions: int | None, *, target: bool
+    name: str, limits: tuple[int, ...], max_positions: int | None, varied: Varied
 ) -> list[dict[str, int]]:
     """Three sizes that no fit has seen; one of LONG tokens or more where the model allows it."""
-    seen = sample_points(name, limits, max_positions, target=target, count=5)
-    every = sample_points(name, limits, max_positions, target=target, count=12)
+    seen = sample_points(name, limits, max_positions, varied, count=5)
+    every = sample_points(name, limits, max_positions, varied, count=12)
     points = every[len(seen) :][:3]
     low, high = _bounds(name, limits, max_positions)
     long = -(-max(low + 1, LONG) // 8) * 8 + (0 if ".s8." in name else 5)
     if points and long <= high:
-        points[0] = {**points[0], "S": long}
+        target = {"T": points[0]["T"]} if varied.target else {}
+        points[0] = varied.point(points[0]["B"], long, len(seen)) | target
     return points
 
 

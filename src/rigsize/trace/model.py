@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rigsize.run import heads, packing
+from rigsize.trace import profile
 
 AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -45,6 +46,8 @@ class BuildOptions:
     """all, masked or chunked: the rows on which the LM head runs (`run.heads`)."""
     unpadded: bool = False
     """Texts one after another in one row (`run.packing`)."""
+    flash: bool = True
+    """Whether their attention may be FlashAttention: not where a trace is for a card without."""
     trust_remote_code: bool = False
 
 
@@ -103,9 +106,7 @@ def prepare(model: torch.nn.Module, options: BuildOptions) -> torch.nn.Module:
 
 def selects_rows(options: BuildOptions) -> bool:
     """Whether a batch has `positions`: the rows of the backbone's output that the head reads."""
-    if options.task.endswith("-lm"):
-        return options.loss != "all" or (options.unpadded and options.task == "causal-lm")
-    return options.unpadded and options.task == "sequence-classification"
+    return profile.selects_rows(options.task, options.loss, unpadded=options.unpadded)
 
 
 def enable_recompute(model: torch.nn.Module) -> None:
@@ -155,30 +156,55 @@ def materialize(model: torch.nn.Module, device: torch.device) -> None:
 
 def make_batch(
     options: BuildOptions, sizes: Mapping[str, int], device: torch.device | str, *, padded: bool
-) -> dict[str, torch.Tensor]:
-    """Inputs of the step: B texts of S tokens, T target tokens for seq2seq; int64 as HF makes them.
+) -> dict[str, Any]:
+    """Inputs of the step, int64 as HF makes them, with no values.
 
-    Without padding no mask is handed over: transformers drops an all-ones mask on every real
-    forward pass, but never while tracing.
+    B texts of S tokens, T target tokens for seq2seq, M rows that the head reads; unpadded texts are
+    N tokens of one row, the longest text S of them. Without padding no mask is handed over:
+    transformers drops an all-ones mask on every real forward pass, but never while tracing.
     """
     B, S, T = sizes["B"], sizes["S"], sizes.get("T", 0)
 
     def tokens(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int64, device=device)
 
-    batch = {"input_ids": tokens(B, S)}
-    if padded:
+    row = (1, sizes["N"]) if options.unpadded else (B, S)
+    batch: dict[str, Any] = {"input_ids": tokens(*row)}
+    if options.unpadded:
+        batch["position_ids"] = tokens(*row)
+        batch["packing"] = packing.Packing(
+            offsets=torch.empty(B + 1, dtype=torch.int32, device=device),
+            grid=tokens(sizes["N"]),
+            texts=B,
+            longest=S,
+            flash=options.flash,
+        )
+    elif padded:
         batch["attention_mask"] = tokens(B, S)
     labels = {
         "sequence-classification": (B,),
         "embedding": (B,),
         "seq2seq-lm": (B, T),
-    }.get(options.task, (B, S))
+    }.get(options.task, row)
+    if selects_rows(options):
+        read = sizes["M"] if options.task.endswith("-lm") else B
+        batch["positions"], labels = tokens(read), (read,)
     if options.training:
         batch["labels"] = tokens(*labels)
     elif options.task == "seq2seq-lm":
         batch["decoder_input_ids"] = tokens(B, T)
     return batch
+
+
+def named_tensors(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Every tensor of a batch by name, those of its packing too."""
+    found = {}
+    for name, value in batch.items():
+        if isinstance(value, packing.Packing):
+            found |= {f"{name}.offsets": value.offsets, f"{name}.grid": value.grid}
+        elif isinstance(value, torch.Tensor):
+            found[name] = value
+    return found
 
 
 def forward_arguments(config: Any, options: BuildOptions) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rigsize.trace.domains import exact_label, label
+from rigsize.trace.domains import Varied, exact_label, label
 from rigsize.trace.sizes import Expression
 
 SCHEMA_VERSION = 2
@@ -46,13 +46,46 @@ class TraceKey:
     """accelerator (dispatch as on a GPU) or cpu."""
     num_labels: int
     hold_output: bool
+    loss: str = "all"
+    """all, masked or chunked: the rows on which the LM head runs (`run.heads`)."""
+    unpadded: str = ""
+    """Texts one after another in one row (`run.packing`): the attention they get, flash or grid;
+    empty for padded batches."""
+
+    @property
+    def selects_rows(self) -> bool:
+        """Whether a batch says which rows the head reads."""
+        return selects_rows(self.task, self.loss, unpadded=bool(self.unpadded))
+
+    @property
+    def varied(self) -> Varied:
+        """What varies in its batches; a classifier of unpadded texts reads one row a text."""
+        return Varied(
+            target=self.task == "seq2seq-lm",
+            rows=self.selects_rows and self.task.endswith("-lm"),
+            chunked=self.loss == "chunked",
+            unpadded=bool(self.unpadded),
+        )
 
     def text(self) -> str:
-        """A file name."""
+        """A file name; what is as it was before `loss` and `unpadded` existed is named as then."""
         flags = ("padded" if self.padded else "unpadded", "recompute" if self.recompute else "keep")
         held = "held" if self.hold_output else "freed"
         parts = (self.config_digest, self.task, self.use, self.compute, self.attention, *flags)
-        return "-".join((*parts, held, self.device, str(self.num_labels)))
+        later = [] if self.loss == "all" else [self.loss]
+        later += [f"in_one_row_{self.unpadded}"] if self.unpadded else []
+        return "-".join((*parts, held, self.device, str(self.num_labels), *later))
+
+
+def selects_rows(task: str, loss: str, *, unpadded: bool) -> bool:
+    """Whether a batch has `positions`: the rows of the backbone's output that the head reads.
+
+    Labels of an unpadded causal row are shifted before the step: no row predicts another text's
+    first token.
+    """
+    if task.endswith("-lm"):
+        return loss != "all" or (unpadded and task == "causal-lm")
+    return unpadded and task == "sequence-classification"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +151,7 @@ class Profile:
     """Lengths past which the model takes another path (`trace.domains.thresholds`)."""
 
     def body_at(self, point: Mapping[str, int]) -> Body | None:
-        """The body proved for a size {B, S, T}; None outside the proved domains."""
+        """The body proved for a size {B, S, T, M, N}; None outside the proved domains."""
         index = self.domains.get(label(point, self.limits))
         if index is None:
             index = self.domains.get(exact_label(point))

@@ -262,8 +262,9 @@ class Recorder(TorchDispatchMode):
 
     def _record(self, func: Any, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> None:
         name = func.name()
-        if name == "rigsize::attention":
-            self._append(ATTENTION, self._birth(outputs[0], name), name, **_attention(args))
+        if name in ATTENTIONS:
+            figures = ATTENTIONS[name](args)
+            self._append(ATTENTION, self._birth(outputs[0], name), name, **figures)
             return
         if name == "rigsize::attention_backward":
             births = tuple(self._birth(tensor, name) for tensor in outputs)
@@ -272,8 +273,8 @@ class Recorder(TorchDispatchMode):
         for tensor in outputs:
             if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device:
                 self._allocate(tensor, name, args)
-        figures = KERNELS.get(name)
-        if figures is not None and (found := figures(args, kwargs)) is not None:
+        scratch = KERNELS.get(name)
+        if scratch is not None and (found := scratch(args, kwargs)) is not None:
             self._kernel(name, *found)
 
     def _birth(self, tensor: torch.Tensor, _op: str) -> int:
@@ -366,6 +367,23 @@ def _attention(args: Any) -> dict[str, Any]:
     return {"numbers": tuple(int(n) for n in numbers), "label": label}
 
 
+def _packed_attention(args: Any) -> dict[str, Any]:
+    """The same figures with B texts of at most S tokens and no mask, and N behind them."""
+    q, k, v, offsets, longest, dropout, causal, needs_grad = args
+    tokens, heads, width = q.shape
+    B, no_mask = offsets.shape[0] - 1, (0, 0, 0, 0)
+    numbers = (B, heads, longest, width, k.shape[1], longest, v.shape[2], *no_mask, tokens)
+    dtype = str(q.dtype).removeprefix("torch.")
+    label = (dtype, "none", bool(causal), float(dropout), heads != k.shape[1], bool(needs_grad))
+    return {"numbers": tuple(int(n) for n in numbers), "label": label}
+
+
+ATTENTIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "rigsize::attention": _attention,
+    "rigsize::packed_attention": _packed_attention,
+}
+
+
 def _gemm(_args: Any, _kwargs: Any) -> tuple[str, tuple[int, ...]]:
     return "gemm", ()
 
@@ -391,12 +409,19 @@ def _layer_norm_backward(args: Any, _kwargs: Any) -> tuple[str, tuple[int, ...]]
 
 
 WRITTEN_IN_PLACE = frozenset(
-    {"aten::index_put", "aten::scatter", "aten::scatter_add", "aten::masked_scatter"}
+    {
+        "aten::index_put",
+        "aten::index_add",
+        "aten::scatter",
+        "aten::scatter_add",
+        "aten::masked_scatter",
+    }
 )
 """Formulas of derivatives fill fresh zeros by these in place, but not under a dispatch mode.
 
 `index_backward`, `value_selecting_reduction_backward` of torch/csrc/autograd/FunctionsManual.cpp,
-`gather_backward` of ATen/native/TensorAdvancedIndexing.cpp: `areAnyTensorSubclassLike`.
+`gather_backward` of ATen/native/TensorAdvancedIndexing.cpp, `index_select_backward_symint` of
+ATen/native/TensorShape.cpp: `areAnyTensorSubclassLike`, `isTensorSubclassLike`.
 """
 
 KERNELS: dict[str, Callable[[Any, Any], tuple[str, tuple[int, ...]] | None]] = {

@@ -14,14 +14,14 @@ from rigsize.trace.capture import Traced, named_parameters
 from rigsize.trace.depth import Depth, reduce_depth
 from rigsize.trace.domains import label, sample_points, thresholds
 from rigsize.trace.fold import LengthDependent, NotFolded, fold, mismatch
-from rigsize.trace.model import BuildOptions, load_config
+from rigsize.trace.model import BuildOptions, load_config, make_batch, named_tensors
 from rigsize.trace.profile import Body, Profile, Tensor, TraceKey
 from rigsize.trace.recorder import RawTrace
 from rigsize.trace.sizes import fit, monomials_at
 
 FIT_POINTS = 5
 FIT_POINTS_ONE_VARIABLE = 4
-"""Where only the length varies: batch 1 without target tokens."""
+"""Where only the length varies: batch 1 without target tokens or selected rows."""
 PROOFS = 1
 """Fresh traces that a body fitted in one domain must foretell, event by event, to hold in another.
 `validation/check_profiles.py` adds three in every domain."""
@@ -49,6 +49,9 @@ class Session:
             recompute=key.recompute,
             training=key.use == "training",
             num_labels=key.num_labels,
+            loss=key.loss,
+            unpadded=bool(key.unpadded),
+            flash=key.unpadded != "grid",
         )
         self.full = load_config(values, self.options).to_dict()
         self.limits = thresholds(self.full, max_positions)
@@ -125,10 +128,9 @@ class Session:
         return label(point, self.limits)
 
     def _points(self, name: str) -> list[dict[str, int]]:
-        target = self.key.task == "seq2seq-lm"
-        single = name.startswith("b1.") and not target
-        count = FIT_POINTS_ONE_VARIABLE if single else FIT_POINTS
-        points = sample_points(name, self.limits, self.max_positions, target=target, count=count)
+        varied = self.key.varied
+        count = FIT_POINTS_ONE_VARIABLE if varied.count(name) == 1 else FIT_POINTS
+        points = sample_points(name, self.limits, self.max_positions, varied, count=count)
         return [*points[1:], *points[:1]]  # three texts tell more than two: some sizes are 2
 
     def _model(self) -> tuple[Depth, Traced]:
@@ -195,10 +197,9 @@ class Session:
         return (*tensors, *self._inputs(points))
 
     def _inputs(self, points: list[dict[str, int]]) -> list[Tensor]:
-        from rigsize.trace.model import make_batch
-
         values = [monomials_at(p) for p in points]
-        batches = [make_batch(self.options, p, "meta", padded=self.key.padded) for p in points]
+        made = (make_batch(self.options, p, "meta", padded=self.key.padded) for p in points)
+        batches = [named_tensors(batch) for batch in made]
         inputs = []
         for name in batches[0]:
             size = fit([b[name].numel() * b[name].itemsize for b in batches], values)

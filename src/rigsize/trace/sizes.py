@@ -1,9 +1,10 @@
 """Sizes as expressions in the batch: fitted to sampled traces, exact or refused.
 
-Symbols: B texts, S tokens a text, T target tokens (sequence-to-sequence only). An expression is a
-sum of integer multiples of monomials; nearly every storage of a transformer is one monomial. A
-fit has as few terms as possible and must hold at every sampled point, so a single term is proved
-by all points but one. No torch here.
+Symbols: B texts, S tokens a text, T target tokens (sequence-to-sequence only), M rows that the
+head reads, N tokens of an unpadded row; what a run has not is 0. An expression is a sum of integer
+multiples of monomials; nearly every storage of a transformer is one monomial. A fit has as few
+terms as possible and must hold at every sampled point, so a single term is proved by all points but
+one. No torch here.
 """
 
 from __future__ import annotations
@@ -11,27 +12,35 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-MONOMIALS: dict[str, Callable[[int, int, int], int]] = {
-    "1": lambda B, S, T: 1,
-    "B": lambda B, S, T: B,
-    "S": lambda B, S, T: S,
-    "BS": lambda B, S, T: B * S,
-    "BSS": lambda B, S, T: B * S * S,
-    "SS": lambda B, S, T: S * S,
-    "BB": lambda B, S, T: B * B,
-    "T": lambda B, S, T: T,
-    "BT": lambda B, S, T: B * T,
-    "BTT": lambda B, S, T: B * T * T,
-    "BST": lambda B, S, T: B * S * T,
-    "TT": lambda B, S, T: T * T,
-    "ST": lambda B, S, T: S * T,
+MONOMIALS: dict[str, Callable[[int, int, int, int, int], int]] = {
+    "1": lambda B, S, T, M, N: 1,
+    "B": lambda B, S, T, M, N: B,
+    "S": lambda B, S, T, M, N: S,
+    "BS": lambda B, S, T, M, N: B * S,
+    "BSS": lambda B, S, T, M, N: B * S * S,
+    "SS": lambda B, S, T, M, N: S * S,
+    "BB": lambda B, S, T, M, N: B * B,
+    "T": lambda B, S, T, M, N: T,
+    "BT": lambda B, S, T, M, N: B * T,
+    "BTT": lambda B, S, T, M, N: B * T * T,
+    "BST": lambda B, S, T, M, N: B * S * T,
+    "TT": lambda B, S, T, M, N: T * T,
+    "ST": lambda B, S, T, M, N: S * T,
     # Kernels and masks that pad a length: to 8 elements, to 64 or 128 positions.
-    "B.S8": lambda B, S, T: B * _up(S, 8),
-    "BS.S8": lambda B, S, T: B * S * _up(S, 8),
-    "B.S64": lambda B, S, T: B * _up(S, 64),
-    "B.S128": lambda B, S, T: B * _up(S, 128),
-    "B.S128.S128": lambda B, S, T: B * _up(S, 128) ** 2,
+    "B.S8": lambda B, S, T, M, N: B * _up(S, 8),
+    "BS.S8": lambda B, S, T, M, N: B * S * _up(S, 8),
+    "B.S64": lambda B, S, T, M, N: B * _up(S, 64),
+    "B.S128": lambda B, S, T, M, N: B * _up(S, 128),
+    "B.S128.S128": lambda B, S, T, M, N: B * _up(S, 128) ** 2,
+    # A piece of the chunked loss, which pads the rows to pieces of one length; before the rows as
+    # a whole, because a piece's bytes are often whole multiples of them.
+    "M/8": lambda B, S, T, M, N: 0 if M % CHUNKS else M // CHUNKS,
+    "M": lambda B, S, T, M, N: M,
+    "N": lambda B, S, T, M, N: N,
 }
+CHUNKS = 8
+"""Pieces of the chunked loss (`run.heads.CHUNKS`, which imports torch)."""
+SYMBOLS = ("B", "S", "T", "M", "N")
 MAX_TERMS = 3
 
 Expression = tuple[tuple[int, str], ...]
@@ -48,9 +57,9 @@ def _up(value: int, multiple: int) -> int:
 
 
 def monomials_at(point: Point) -> dict[str, int]:
-    """The value of every monomial at one point {B, S, T}."""
-    B, S, T = point["B"], point["S"], point.get("T", 0)
-    return {name: value(B, S, T) for name, value in MONOMIALS.items()}
+    """The value of every monomial at one point {B, S, T, M, N}."""
+    B, S, T, M, N = (point.get(symbol, 0) for symbol in SYMBOLS)
+    return {name: value(B, S, T, M, N) for name, value in MONOMIALS.items()}
 
 
 def evaluate(expression: Expression, values: Mapping[str, int]) -> int:
