@@ -161,12 +161,15 @@ def _task(settings: Settings, source: DataSource) -> str:
 
 
 def _tokenizer(settings: Settings) -> str:
-    named = settings.text("tokenizer")
-    if named is not None:
-        return named
     from rigsize.texts.demo import find_demo
+    from rigsize.texts.tokenizer import tokenizer_place
 
-    demo = find_demo()
+    named, demo = settings.text("tokenizer"), find_demo()
+    if named is not None:
+        place = tokenizer_place(named)
+        if demo and place == demo.model_folder and Path(named).expanduser() != place:
+            settings.assumed.append(f"{named} by the XLM-R vocabulary of rigsize data demo")
+        return named
     if demo is None:
         hint = "name one with --tokenizer; `rigsize data demo` obtains that of XLM-R"
         raise SpecError("tokenizer", "", "without one no token can be counted", hint=hint)

@@ -75,3 +75,10 @@ def test_identifiers_are_not_labels() -> None:
 
 def test_mixed_names_and_numbers_are_names() -> None:
     assert label_scheme(counted(1, "b")).names == ("1", "b")
+
+
+def test_a_name_beyond_the_head_is_told_with_its_row() -> None:
+    names = ("a", "b", "c")
+    assert label_scheme(counted("a", "b"), names=names, num_labels=2).names == names
+    with pytest.raises(SpecError, match="beyond the head's classes in row 2, got 'c'"):
+        label_scheme(counted("a", "c"), names=names, num_labels=2)

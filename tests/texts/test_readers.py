@@ -50,6 +50,11 @@ def test_a_json_array_is_read_too(tmp_path: Path) -> None:
     assert [(row.number, row.values["text"]) for row in found] == [(1, "a"), (2, "b")]
 
 
+def test_a_broken_array_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"not JSON .* in line 2"):
+        read(tmp_path / "a.json", b'[{"text": "a"},\n oops]')
+
+
 def test_a_json_file_may_hold_lines(tmp_path: Path) -> None:
     assert len(read(tmp_path / "a.json", b'{"text": "a"}\n{"text": "b"}\n')) == 2
 

@@ -110,6 +110,12 @@ def test_a_cell_that_is_no_text_is_told(made: Made, jsonl: Write) -> None:
         made(jsonl({"text": "a"}, {"text": ["b"]}))
 
 
+def test_several_labels_a_text_are_told(made: Made, jsonl: Write) -> None:
+    rows = [{"text": "the", "label": 0}, {"text": "the", "label": [0, 1]}]
+    with pytest.raises(SpecError, match="row 2 holds several labels"):
+        made(jsonl(*rows), "sequence-classification")
+
+
 @pytest.mark.parametrize("rows", [[{"text": ""}], [{"text": None}, {"text": " "}]])
 def test_a_set_without_a_text_is_told(made: Made, jsonl: Write, rows: list[Any]) -> None:
     with pytest.raises(SpecError, match="none of its"):

@@ -122,7 +122,7 @@ def _told(source: DataSource) -> Iterator[None]:
     """Whatever the libraries raise becomes one line."""
     try:
         yield
-    except (SpecError, MeasurementFailed, GeneratorExit):
+    except (SpecError, MeasurementFailed):
         raise
     except ImportError:
         hint = "pip install 'rigsize[train]'"

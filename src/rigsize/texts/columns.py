@@ -41,6 +41,11 @@ class Columns:
     guessed: tuple[str, ...] = ()
     """The roles nobody named a column for, to be told."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that are read."""
+        return tuple(name for name in (self.text, self.label, self.target) if name is not None)
+
     def told(self) -> str:
         """`text from "tweet", label from "sentiment" (guessed)`."""
         parts = []

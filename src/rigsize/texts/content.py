@@ -16,11 +16,17 @@ __all__ = ["content_digest", "files_digest"]
 _BLOCK_BYTES = 1024**2
 
 
-def content_digest(source: DataSource, table: Table) -> str:
-    """sha256 of the data; a hub's is read once for it, since its name says nothing of its rows."""
+def content_digest(source: DataSource, table: Table, columns: Iterable[str]) -> str:
+    """sha256 of the data; a hub's is read once for it, since its name says nothing of its rows.
+
+    Args:
+        source: what was named.
+        table: the same, opened.
+        columns: those that are read of a hub's rows; of files every byte counts.
+    """
     kind = source.kind()
     if kind == "hub":
-        return _rows_digest(table)
+        return _rows_digest(table, tuple(columns))
     if kind == "saved":
         files = sorted(p for p in source.file.rglob("*") if p.suffix in {".arrow", ".json"})
         return f"{files_digest(files)}-{source.split}-{source.max_rows}"
@@ -40,8 +46,9 @@ def files_digest(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _rows_digest(table: Table) -> str:
+def _rows_digest(table: Table, columns: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for row in table.rows():
-        digest.update(json.dumps(row.values, sort_keys=True, default=repr).encode())
+        cells = [row.values.get(column) for column in columns]
+        digest.update(json.dumps(cells, default=repr).encode())
     return digest.hexdigest()

@@ -121,7 +121,7 @@ def obtain(progress: Callable[[str], None] = lambda _: None) -> Demo:
 
     folder = demo_folder()
     _check_space(folder)
-    with new_folder(folder) as partial:
+    with new_folder(folder, lambda _: find_demo() is not None) as partial:
         counts = _write_tweets(_download(TWEETS, partial, progress), partial, progress)
         _write_model(_download(MODEL, partial, progress), partial, progress)
         _write_manifest(partial, counts)

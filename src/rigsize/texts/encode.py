@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,6 +19,7 @@ __all__ = ["write_texts"]
 
 _CHUNK = 1000
 _ROWS_SHOWN = 5
+_HALVES = re.compile("[\ud800-\udfff]")
 _SPECIAL = ("pad", "mask", "bos", "eos", "cls", "sep", "unk")
 
 
@@ -149,6 +150,9 @@ def _clean_texts(row: Row, columns: Columns, *, paired: bool) -> tuple[_Clean | 
     if not text or (paired and not target):
         return None, broken
     label = row.values.get(columns.label) if columns.label else None
+    if isinstance(label, list | dict):
+        problem = f"row {row.number:,} holds several labels; one a text is read"
+        raise SpecError("label-column", columns.label or "", problem)
     return _Clean(row.number, text, target, label), broken
 
 
@@ -165,9 +169,9 @@ def _text(row: Row, column: str) -> tuple[str, bool]:
 
 def _unicode(text: str) -> tuple[str, bool]:
     # JSON can spell half of a surrogate pair, which is no character; tokenizers refuse it.
-    if text.isascii() or not any(unicodedata.category(c) == "Cs" for c in text):
+    if text.isascii() or not _HALVES.search(text):
         return text, False
-    return "".join("\ufffd" if unicodedata.category(c) == "Cs" else c for c in text), True
+    return _HALVES.sub("\ufffd", text), True
 
 
 def _clean_tokens(row: Row, columns: Columns) -> tuple[_Clean | None, bool]:

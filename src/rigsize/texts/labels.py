@@ -92,7 +92,7 @@ def label_scheme(
     """
     _refuse(counts, [v for v in counts.seen if v is None], "missing", ())
     if names is not None:
-        return _by_names(counts, tuple(names))
+        return _by_names(counts, tuple(names), num_labels)
     found = [value for value in counts.seen if value is not None and value != IGNORED]
     if all(isinstance(value, int) for value in found):
         return _by_numbers(counts, [int(value) for value in found], num_labels)
@@ -124,7 +124,7 @@ def _by_own_names(counts: LabelCounts, num_labels: int | None) -> LabelScheme:
     return LabelScheme(names=tuple(names), ids=_with_ignored(ids))
 
 
-def _by_names(counts: LabelCounts, names: tuple[str, ...]) -> LabelScheme:
+def _by_names(counts: LabelCounts, names: tuple[str, ...], num_labels: int | None) -> LabelScheme:
     by_name = {name: number for number, name in enumerate(names)}
     ids: dict[_Value, int] = {IGNORED: IGNORED}
     for value in counts.seen:
@@ -133,6 +133,9 @@ def _by_names(counts: LabelCounts, names: tuple[str, ...]) -> LabelScheme:
         elif isinstance(value, int) and 0 <= value < len(names):
             ids[value] = value
     _refuse(counts, [value for value in counts.seen if value not in ids], "unknown", names)
+    size = len(names) if num_labels is None else num_labels
+    beyond = [value for value, number in ids.items() if number >= size]
+    _refuse(counts, beyond, "beyond the head's classes", names[:size])
     return LabelScheme(names=names, ids=ids)
 
 

@@ -20,7 +20,6 @@ from rigsize.texts.source import DataSource
 __all__ = ["Row", "Table", "open_table", "rows"]
 
 _ROWS_FOR_COLUMNS = 100
-_LARGEST_JSON_ARRAY_BYTES = 256 * 1024**2
 _Rows = Callable[[], "Iterator[Row]"]
 
 
@@ -115,14 +114,24 @@ def _json_table(source: DataSource) -> Table:
 
 
 def _json_array(source: DataSource) -> list[Any]:
-    size = source.file.stat().st_size
-    if size > _LARGEST_JSON_ARRAY_BYTES:
-        hint = "one object a line (.jsonl) is streamed, an array is not"
-        raise SpecError("data", source.path, f"a JSON array of {size:,} bytes", hint=hint)
-    text = "\n".join(line.text for line in lines(source))
-    values = _parsed(source, Line(1, text, broken=False))
+    text, size = [], 0
+    for line in lines(source):
+        text.append(line.text)
+        size += len(line.text)
+        if size > LONGEST_LINE_BYTES:
+            hint = "one object a line (.jsonl) is streamed, an array is not"
+            raise SpecError("data", source.path, "too long for one JSON array", hint=hint)
+    try:
+        values = json.loads("\n".join(text))
+    except (ValueError, RecursionError) as error:
+        raise SpecError("data", source.path, f"not JSON ({_reason(error)})") from None
     assert isinstance(values, list)  # it starts with a bracket
     return values
+
+
+def _reason(error: Exception) -> str:
+    at = f" in line {error.lineno:,}" if isinstance(error, json.JSONDecodeError) else ""
+    return getattr(error, "msg", "nested too deep or a number too long") + at
 
 
 def _without_header(source: DataSource, read: _Rows) -> Table:

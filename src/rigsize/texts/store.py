@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,8 +93,17 @@ class Writer:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, that becomes `folder` when the block ends well and vanishes otherwise."""
+def new_folder(folder: Path, whole: Callable[[Path], bool]) -> Iterator[Path]:
+    """A folder to fill, that becomes `folder` when the block ends well and vanishes otherwise.
+
+    Args:
+        folder: where it is to be.
+        whole: whether a folder that is there by then can be used: it stays, others may read it.
+
+    Raises:
+        MeasurementFailed: no space left.
+        SpecError: it cannot be written.
+    """
     with _told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clear_stale(folder.parent)
@@ -102,18 +111,19 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         with _told(folder):
             yield partial
-            _settle(partial, folder)
+            _settle(partial, folder, whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _settle(partial: Path, folder: Path) -> None:
+def _settle(partial: Path, folder: Path, whole: Callable[[Path], bool]) -> None:
     try:
         partial.rename(folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        # Another process was first, or the folder there is not whole: the newer one stays.
+        if whole(folder):
+            return  # another process was first
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             partial.rename(folder)
@@ -132,6 +142,8 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # someone else's: the terminal that progress is told to went away
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = _free_bytes(folder)
             hint = "free some, or set XDG_CACHE_HOME to a folder on another disk"

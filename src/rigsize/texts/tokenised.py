@@ -193,6 +193,10 @@ def open_texts(folder: Path) -> TokenisedTexts | None:
     return TokenisedTexts(folder, meta)
 
 
+def _is_whole(folder: Path) -> bool:
+    return open_texts(folder) is not None
+
+
 def prepare(
     source: DataSource,
     tokenizer: TokenizerLike,
@@ -253,7 +257,7 @@ def _write(
     from rigsize.texts.encode import write_texts  # late: what is cached needs no tokenizer
     from rigsize.texts.tokenizer import loaded
 
-    with new_folder(folder) as partial, Writer(partial) as writer:
+    with new_folder(folder, _is_whole) as partial, Writer(partial) as writer:
         meta = write_texts(writer, table, columns, loaded(tokenizer), limits, progress)
         writer.finish({"format": _FORMAT, "fingerprint": key, "task": limits.task, **meta})
 
@@ -267,7 +271,7 @@ def _fingerprint(
 ) -> str:
     parts = {
         "format": _FORMAT,
-        "content": content_digest(source, table),
+        "content": content_digest(source, table, columns.names),
         "columns": asdict(columns),
         "tokenizer": tokenizer_digest(tokenizer),
         "limits": asdict(limits),
