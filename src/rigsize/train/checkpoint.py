@@ -18,9 +18,17 @@ from torch import nn
 
 from rigsize.errors import MeasurementFailed, SpecError
 from rigsize.train import checkpoint_random, manifest
-from rigsize.train.checkpoint_files import TEMPORARY, discard, make_folder, sync_folder, write_json
+from rigsize.train.checkpoint_files import (
+    TEMPORARY,
+    discard,
+    lock_folder,
+    make_folder,
+    sync_folder,
+    write_json,
+)
 from rigsize.train.checkpoint_find import (
     Found,
+    Order,
     View,
     common,
     folders,
@@ -98,6 +106,7 @@ class Checkpoints:
         self.keep = keep
         self._phase = phase
         self._ranks = Ranks()
+        self._skipped: set[Order] = set()
         self._ranks.everywhere(self._make)
 
     def _make(self) -> None:
@@ -111,8 +120,23 @@ class Checkpoints:
         self._ranks.lead(self._clean)
 
     def _clean(self) -> None:
+        lock_folder(self.folder)
         for path in leftovers(self.folder):
             discard(path)
+
+    def check_empty(self) -> None:
+        """For a run that starts anew: a later resume would take an older run's checkpoint.
+
+        Raises:
+            SpecError: there are checkpoints in the folder.
+        """
+        self._ranks.lead(self._check_empty)
+
+    def _check_empty(self) -> None:
+        if found := folders(self.folder):
+            problem = f"has {len(found)} checkpoints of an earlier run"
+            hint = "resume, take another folder, or move them away"
+            raise SpecError("checkpoint folder", str(self.folder), problem, hint=hint)
 
     def check_space(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Whether the disk takes all checkpoints of the run at once; ask before training.
@@ -158,7 +182,7 @@ class Checkpoints:
         document = _as_json("state", state)
         wanted_bytes = needed_bytes(model, optimizer) + _HEADERS_BYTES
         self._ranks.lead(lambda: self._require(wanted_bytes))
-        name = self._ranks.lead(lambda: unused(self.folder, step).name)
+        name = self._ranks.lead(lambda: self._reserve(step))
         temporary = self.folder / (name + TEMPORARY)
         try:
             self._fill(step, temporary, collect(model, optimizer), document)
@@ -168,8 +192,12 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._phase("renamed")
-        self._settle()
+        self._settle(self.folder / name)
         return self.folder / name
+
+    def _reserve(self, step: int) -> str:
+        lock_folder(self.folder)
+        return unused(self.folder, step).name
 
     def _fill(self, step: int, folder: Path, contents: Contents, state: dict[str, Any]) -> None:
         """All that comes before the rename: files, fsync, hashes, manifest."""
@@ -197,20 +225,21 @@ class Checkpoints:
         ranks.lead(lambda: sync_folder(folder))
         self._phase("manifest_written")
 
-    def _settle(self) -> None:
+    def _settle(self, final: Path) -> None:
         """Makes the new name durable, and only then removes what is no longer needed."""
         self._ranks.lead(lambda: sync_folder(self.folder))
         self._phase("parent_synced")
-        self._ranks.lead(self._delete_older)
+        self._ranks.lead(lambda: self._delete_older(final))
         self._phase("deleted_older")
         self._phase("done")
 
-    def _delete_older(self) -> None:
-        """Keeps the newest whole ones; a damaged one counts for nothing and is left alone."""
-        whole = View.of(self.folder).digests
-        for order, path in folders(self.folder):
-            if order in sorted(whole)[: -self.keep]:
-                discard(path)
+    def _delete_older(self, final: Path) -> None:
+        """Of those up to the new one keeps the newest whole ones; damaged ones are left alone."""
+        whole = View.of(self.folder).digests.keys() - self._skipped
+        ours = [(order, path) for order, path in folders(self.folder) if order in whole]
+        last = [path for _, path in ours].index(final)
+        for _, path in ours[: last + 1][: -self.keep]:
+            discard(path)
 
     def newest(self) -> Found | None:
         """The newest checkpoint that is whole on all ranks; None where there is none at all.
@@ -230,6 +259,7 @@ class Checkpoints:
                     step=found.step, path=paths[order], manifest=found, skipped=tuple(skipped)
                 )
             skipped.append(f"step {order[0]}: {problem}")
+            self._skipped.add(order)
         if skipped:
             hint = "move them away to start anew"
             problem = f"no checkpoint in it is whole ({', '.join(skipped)})"

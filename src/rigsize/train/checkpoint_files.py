@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -9,11 +11,47 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TEMPORARY", "digest_of", "discard", "make_folder", "sync_folder", "write_json"]
+from rigsize.errors import SpecError
+
+__all__ = [
+    "TEMPORARY",
+    "digest_of",
+    "discard",
+    "lock_folder",
+    "make_folder",
+    "sync_folder",
+    "write_json",
+]
 
 TEMPORARY = ".tmp"
 """What ends the name of a folder that is not whole."""
 _ASIDE = ".old" + TEMPORARY
+_LOCK = ".lock"
+_held: dict[tuple[int, Path], int] = {}
+"""Open lock files by process and folder: closing one would release the lock."""
+
+
+def lock_folder(folder: Path) -> None:
+    """Makes this process the only one that writes here, until it ends, however it ends.
+
+    Raises:
+        SpecError: another process is.
+    """
+    key = (os.getpid(), folder.resolve())
+    if key in _held:
+        return
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # POSIX's, not flock: a data loader's fork that outlives a killed run must not hold it.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(handle)
+            hint = "wait until it has ended, or take another folder"
+            problem = "another run is writing into it"
+            raise SpecError("checkpoint folder", str(folder), problem, hint=hint) from error
+        # A file system without locks: two runs in one folder are then the user's care.
+    _held[key] = handle
 
 
 def write_json(path: Path, document: Any) -> None:

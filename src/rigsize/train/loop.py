@@ -13,6 +13,9 @@ import torch
 
 from rigsize.run.record import Record
 from rigsize.run.step import train_step
+from rigsize.texts.tokenizer import load_tokenizer, tokenizer_place
+from rigsize.trace.capture import quiet_transformers
+from rigsize.trace.model import named_tensors
 from rigsize.train.evaluate import HIGHER_IS_BETTER, main_metric
 from rigsize.train.feed import Step
 from rigsize.train.interrupt import Interrupt, KillSwitch, listening
@@ -140,8 +143,10 @@ class _Trainer:
         if not self.job.settings.export:
             return None
         folder = self.job.settings.out / "model"
-        tokenizer = self.job.tokenizer or self.job.source.path
-        export(unwrap(self.parts.model), tokenizer, folder)
+        place = tokenizer_place(self.job.tokenizer or self.job.source.path or self.job.source.name)
+        tokenizer = place if isinstance(place, Path) else load_tokenizer(place)
+        with quiet_transformers():
+            export(unwrap(self.parts.model), tokenizer, folder)
         return folder
 
     # -- steps ----------------------------------------------------------------------------------
@@ -168,7 +173,7 @@ class _Trainer:
         state = self.state
         self.kill.step = state.step
         began = time.perf_counter()
-        listen = self.watch.begin(state.step, step, self._kept())
+        listen = self.watch.begin(state.step, step, self._kept(step))
         factor = learning_rate_factor(
             self.job.settings.schedule,
             state.step,
@@ -328,13 +333,14 @@ class _Trainer:
                     return
             epoch, start = epoch + 1, 0
 
-    def _kept(self) -> Iterator[torch.Tensor]:
-        """What lives through a step: parameters, buffers, optimizer states, masters."""
+    def _kept(self, step: Step) -> Iterator[torch.Tensor]:
+        """What lives through a step: parameters, buffers, states, masters, the largest batch."""
         model, optimizer = self.parts.model, self.parts.optimizer
         tensors: list[Any] = [*model.parameters(), *model.buffers()]
         for group in optimizer.param_groups:
             tensors += group["params"]
         for values in optimizer.state.values():
             tensors += [value for value in values.values() if isinstance(value, torch.Tensor)]
+        tensors += named_tensors(step.micro_batches[-1].inputs).values()
         for tensor in tensors:
             yield tensor.to_local() if hasattr(tensor, "to_local") else tensor
