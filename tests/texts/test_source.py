@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,5 +73,8 @@ def test_a_stored_histogram_costs_no_heavy_import() -> None:
     code = (
         "import sys, rigsize.texts, rigsize.cli_data; print({'numpy', 'torch'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command, environment = [sys.executable, "-c", code], {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, check=True
+    )
     assert done.stdout.strip() == "set()"

@@ -65,6 +65,18 @@ def test_a_broken_description_is_none(tmp_path: Path, content: str) -> None:
     assert read_meta(tmp_path) is None
 
 
+def test_every_file_is_closed_when_the_disk_is_full(tmp_path: Path) -> None:
+    # /dev/full takes what is buffered and refuses it when it is flushed, as a full disk does.
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    (tmp_path / "labels.bin").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"), Writer(tmp_path) as writer:
+        for name in ("ids", "labels", "offsets"):
+            writer.append(name, [1])
+    assert (tmp_path / "ids.bin").stat().st_size == 4
+    assert (tmp_path / "offsets.bin").stat().st_size == 8
+
+
 def test_a_lost_terminal_is_not_the_cache_s_fault(tmp_path: Path) -> None:
     with pytest.raises(BrokenPipeError), new_folder(tmp_path / "a", lambda _: True):
         raise BrokenPipeError(32, "Broken pipe")

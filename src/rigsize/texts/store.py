@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,6 +50,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, BinaryIO] = {}
+        self._open = ExitStack()
         self._counts: dict[str, int] = {}
         self._ends: dict[str, int] = {}
 
@@ -57,14 +58,15 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
+        # A full disk fails the close of one file; the others are closed all the same.
+        self._open.close()
 
     def append(self, name: str, values: Iterable[int]) -> None:
         """Numbers at the end of one array."""
         data = np.fromiter(values, dtype=ARRAYS[name])
         if name not in self._files:
-            self._files[name] = (self.folder / f"{name}.bin").open("wb")
+            file = (self.folder / f"{name}.bin").open("wb")
+            self._files[name] = self._open.enter_context(file)
         self._files[name].write(data.tobytes())
         self._counts[name] = self._counts.get(name, 0) + len(data)
 
