@@ -176,7 +176,7 @@ def test_running_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore lines")
 
-    monkeypatch.setattr("rigsize.run.step.train_step", fail)
+    monkeypatch.setattr("rigsize.run.execution.train_step", fail)
     record = run(ENCODER, job("masked-lm"))
     assert record.outcome == "out_of_memory"
     assert record.message == "CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -188,7 +188,7 @@ def test_the_cpu_allocators_own_refusal_is_out_of_memory(monkeypatch: pytest.Mon
     def fail(*_: object, **__: object) -> None:
         torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr("rigsize.run.step.train_step", fail)
+    monkeypatch.setattr("rigsize.run.execution.train_step", fail)
     assert run(ENCODER, job("masked-lm")).outcome == "out_of_memory"
 
 
@@ -196,10 +196,10 @@ def test_a_run_that_breaks_is_a_failed_record(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no kernel\nat line 3")
 
-    monkeypatch.setattr("rigsize.run.step.train_step", fail)
+    monkeypatch.setattr("rigsize.run.execution.train_step", fail)
     record = run(ENCODER, job("masked-lm"))
     assert (record.outcome, record.message) == ("failed", "no kernel")
-    monkeypatch.setattr("rigsize.trace.model.load_config", fail)
+    monkeypatch.setattr("rigsize.run.execution.load_config", fail)
     record = run(ENCODER, job("masked-lm"))
     assert record.memory.allocated_peak_bytes is None
 

@@ -12,26 +12,61 @@ from rigsize.run import host
 from rigsize.run.job import Job, build_options
 from rigsize.spec import Strategy
 from rigsize.trace.model import build
+from rigsize.train.adapters import adapt
+from rigsize.train.parallel import World, shard
 from rigsize.units import format_bytes
 
 __all__ = ["build_model", "set_matrix_precision"]
 
 
-def build_model(job: Job, config: Any) -> torch.nn.Module:
-    """The model on its device in its dtype, with nothing of its making left in the cache."""
-    _check_host_room(job, config)
-    options, policy = build_options(job), job.strategy.policy
-    model = build(config, options, job.device)
-    if policy.compute == "half" and policy.half_dtype == "float16":
-        # Built in bf16 and converted on the host: in place on the card it would leave holes.
-        model = model.to("cpu", torch.float16)
-        _free_cache(job.device)
-        model = model.to(job.device)
+def build_model(job: Job, config: Any, world: World) -> torch.nn.Module:
+    """The model as its ranks hold it, with nothing of its making left in the cache.
+
+    In a fake world weights are random too: nobody sends the real ones.
+    """
+    _check_host_room(job, config, world)
+    strategy = job.strategy
+
+    def make(place: str) -> torch.nn.Module:
+        # Straight onto the card where the whole model goes there: the host may be small.
+        whole = place == "cpu" and strategy.parallel != "fsdp"
+        return _adapted(job, config, job.device if whole else place)
+
+    model = shard(make, strategy, world)
+    if world.fake:
+        _fill(model)
     _free_cache(job.device)
     return model
 
 
-def _check_host_room(job: Job, config: Any) -> None:
+def _adapted(job: Job, config: Any, place: str) -> torch.nn.Module:
+    options, policy = build_options(job), job.strategy.policy
+    model = build(config, options, place)
+    if policy.compute == "half" and policy.half_dtype == "float16":
+        # Built in bf16 and converted on the host: in place on the card it would leave holes.
+        model = model.to("meta" if place == "meta" else "cpu", torch.float16)
+        _free_cache(job.device)
+        model = model.to(place)
+    return adapt(model, job.strategy, job.workload.task).train(job.workload.training)
+
+
+def _fill(model: torch.nn.Module) -> None:
+    """Storage that was only reserved holds whatever was there: slow numbers, impossible indices.
+
+    Position ids, rotary frequencies and the like get their values from transformers' own
+    initialisation of the modules that hold them.
+    """
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            local: Any = getattr(parameter, "to_local", None)
+            (parameter if local is None else local()).normal_(0, 0.02)
+        for module in base.modules():
+            if any(buffer is not None for buffer in module._buffers.values()):
+                base._init_weights(module)
+
+
+def _check_host_room(job: Job, config: Any, world: World) -> None:
     """A CPU run beyond the free memory would be killed and take others with it."""
     available = host.available_host_bytes() if job.device == "cpu" else None
     if available is None:
@@ -41,7 +76,8 @@ def _check_host_room(job: Job, config: Any) -> None:
     if job.workload.training:
         each += policy.gradient_bytes + policy.master_bytes
     model = build(config, build_options(job), "meta")
-    needed = each * sum(p.numel() for p in model.parameters())
+    ranks = world.size if job.strategy.parallel == "fsdp" else 1
+    needed = each * sum(p.numel() for p in model.parameters()) // ranks
     if needed > available:
         raise MeasurementFailed(
             "device",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from rigsize.errors import SpecError
+import os
+
+from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.models.positions import check_task, max_positions
 from rigsize.models.source import ModelSource
+from rigsize.run.job import MeasureOptions
 from rigsize.run.specs import LEAST_STEPS, MOST_STEPS
 from rigsize.spec import Strategy, Workload, check_together
 from rigsize.spec.checks import integer, one_of
 
-__all__ = ["DEVICES", "check_job"]
+__all__ = ["DEVICES", "MOST_RANKS", "check_job", "check_options"]
 
 DEVICES = ("cpu", "cuda")
+MOST_RANKS = 100_000
 
 
 def check_job(
@@ -22,6 +26,7 @@ def check_job(
     *,
     steps: int = LEAST_STEPS,
     seed: int = 0,
+    options: MeasureOptions | None = None,
 ) -> None:
     """Refuses what cannot be run, before anything is imported or allocated."""
     one_of("device", device, DEVICES)
@@ -30,6 +35,8 @@ def check_job(
     check_task(source.config, workload.task)
     _check_length(source, workload)
     check_together(workload, strategy)
+    if options is not None:
+        check_options(options, strategy, device)
 
 
 def _check_length(source: ModelSource, workload: Workload) -> None:
@@ -40,4 +47,39 @@ def _check_length(source: ModelSource, workload: Workload) -> None:
             workload.max_length,
             f"beyond the positions of {source.name}",
             allowed=(f"up to {longest:,}",),
+        )
+
+
+def check_options(options: MeasureOptions, strategy: Strategy, device: str) -> None:
+    """Refuses options that the strategy or the device has no use for."""
+    _check_world(options.world, strategy)
+    if options.data is not None and options.histogram is not None:
+        raise UnsupportedCombination(
+            "histogram",
+            options.histogram_source,
+            "the data has lengths of its own",
+            hint="give --data or --histogram",
+        )
+    if options.cap_bytes is not None and device == "cpu":
+        raise UnsupportedCombination(
+            "cap",
+            options.cap_bytes,
+            "a CPU has no caching allocator that could be kept below it",
+            allowed=("--device cuda",),
+        )
+    if options.snapshot is not None and not options.snapshot.absolute().parent.is_dir():
+        raise SpecError("snapshot", str(options.snapshot), "its folder does not exist")
+
+
+def _check_world(world: int | None, strategy: Strategy) -> None:
+    if world is None:
+        return
+    integer("world", world, 1, MOST_RANKS)
+    if strategy.parallel == "single" and world > 1:
+        raise UnsupportedCombination(
+            "world", world, "parallel single is one rank", allowed=("ddp", "fsdp"), nearest="fsdp"
+        )
+    if "RANK" in os.environ:
+        raise UnsupportedCombination(
+            "world", world, "torchrun has started real ranks", hint="leave --world out"
         )

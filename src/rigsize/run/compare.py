@@ -123,9 +123,10 @@ def predict(
     workload: Workload,
     strategy: Strategy,
     cluster: Cluster,
+    sizes: Mapping[str, int] | None = None,
 ) -> Prediction:
-    """The estimate's memory, without the rest."""
-    memory = estimate(source, workload, strategy, cluster).memory
+    """The estimate's memory, without the rest; `sizes` are those that a run really had."""
+    memory = estimate(source, workload, strategy, cluster, sizes=sizes).memory
     return Prediction(
         allocated_peak_bytes=memory.allocated_peak_bytes,
         reserved_peak_bytes=memory.reserved_peak_bytes,
@@ -136,12 +137,18 @@ def predict(
 
 
 def try_predict(
-    source: ModelSource, workload: Workload, strategy: Strategy, device: str, gpu: str | None
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    device: str,
+    gpu: str | None,
+    *,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[Prediction | None, str]:
     """The prediction, or None and why there is none."""
     try:
         cluster = find_cluster(device, gpu)
-        return predict(load_estimate(), source, workload, strategy, cluster), ""
+        return predict(load_estimate(), source, workload, strategy, cluster, sizes), ""
     except SizingError as error:
         return None, str(error)
     except ImportError as error:

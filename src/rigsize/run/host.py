@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
@@ -18,9 +19,23 @@ import rigsize
 from rigsize.run.record import Hardware, Versions
 from rigsize.units import KIB, MIB
 
-__all__ = ["available_host_bytes", "gpu_used_bytes", "hardware", "peak_host_bytes", "versions"]
+__all__ = [
+    "available_host_bytes",
+    "cgroup_peak_bytes",
+    "gpu_used_bytes",
+    "hardware",
+    "peak_host_bytes",
+    "pinned_peak_bytes",
+    "pss_bytes",
+    "versions",
+]
 
 _DRIVER_ANSWERS_WITHIN_S = 10
+_CGROUP_PEAKS = (
+    "/sys/fs/cgroup/memory.peak",
+    "/sys/fs/cgroup/memory/memory.max_usage_in_bytes",
+)
+"""Of cgroup v2 (Linux 5.19) and v1."""
 
 
 def versions() -> Versions:
@@ -90,6 +105,30 @@ def available_host_bytes() -> int | None:
     limit = _cgroup_left()
     known = [value for value in (free, limit) if value is not None]
     return min(known) if known else None
+
+
+def pss_bytes() -> int | None:
+    """This process's proportional set size now: shared pages count in parts; Linux only."""
+    return _kib_line("/proc/self/smaps_rollup", "Pss")
+
+
+def pinned_peak_bytes() -> tuple[int | None, str]:
+    """(peak of page-locked memory by torch's host allocator, why it is unknown)."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None, "not on CPU"
+    if not hasattr(torch.cuda, "host_memory_stats"):
+        return None, f"torch {torch.__version__} does not count it"
+    return int(torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0)), ""
+
+
+def cgroup_peak_bytes() -> tuple[int | None, str]:
+    """(peak of all that runs in this container, why it is unknown)."""
+    for path in _CGROUP_PEAKS:
+        found = _number(path)
+        if found is not None:
+            return found, ""
+    return None, "no memory cgroup that keeps a peak"
 
 
 def _installed(package: str) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rigsize.models.source import ModelSource
@@ -10,9 +11,38 @@ from rigsize.spec import Strategy, Workload
 
 if TYPE_CHECKING:
     from rigsize.run.step import StepRecipe
+    from rigsize.texts.source import DataSource
+    from rigsize.texts.stats import LengthHistogram
     from rigsize.trace.model import BuildOptions
 
-__all__ = ["Job", "build_options", "step_recipe"]
+__all__ = ["Job", "MeasureOptions", "build_options", "step_recipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOptions:
+    """What is measured beyond the plain run."""
+
+    world: int | None = None
+    """Ranks that there are said to be: FSDP's share of one of them, in a fake process group."""
+    histogram: LengthHistogram | None = None
+    """Lengths of synthetic texts; without it and without data every text has max_length tokens."""
+    histogram_source: str = ""
+    """The file it was read from."""
+    data: DataSource | None = None
+    """Real texts."""
+    tokenizer: str | None = None
+    """For the data; the model's folder or hub id where None."""
+    cap_bytes: int | None = None
+    """Memory that the card is said to have, CUDA only."""
+    snapshot: Path | None = None
+    """Where to write what was alive at the peak."""
+    attribution: bool = False
+    """Whether the bytes at the peak are counted by what they are."""
+
+    @property
+    def keeps_peak(self) -> bool:
+        """Whether the meter has to remember the peak's allocations."""
+        return self.attribution or self.snapshot is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +58,12 @@ class Job:
     """Optimizer steps, or forward passes."""
     seed: int
     """Of weights, ids and dropout."""
+    options: MeasureOptions = field(default_factory=MeasureOptions)
+
+    @property
+    def fake_world(self) -> int | None:
+        """Ranks of the fake process group, None where the group is real or there is none."""
+        return self.options.world if self.strategy.parallel == "fsdp" else None
 
 
 def build_options(job: Job) -> BuildOptions:

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from rigsize.errors import MeasurementFailed
 from rigsize.models.source import ModelSource
 from rigsize.run import host
 from rigsize.run.checks import DEVICES, check_job
-from rigsize.run.job import Job
-from rigsize.run.record import STATISTICS, Memory, Record
+from rigsize.run.job import Job, MeasureOptions
+from rigsize.run.record import Record
 from rigsize.run.recording import blank_record, failed_record
 from rigsize.run.specs import LEAST_STEPS
 from rigsize.spec import Strategy, Workload
 
-if TYPE_CHECKING:
-    from rigsize.run.cuda_meter import CudaMeter
-    from rigsize.run.execution import Execution
-
-__all__ = ["DEVICES", "check_job", "failed_record", "measure"]
+__all__ = ["DEVICES", "MeasureOptions", "check_job", "failed_record", "measure"]
 
 
 def measure(
@@ -37,28 +32,36 @@ def measure(
     steps: int = LEAST_STEPS,
     seed: int = 0,
     command: str = "",
+    options: MeasureOptions | None = None,
 ) -> Record:
     """The Record of at least three real steps; running out of memory is a result.
 
-    A job that cannot be run at all, a task without a head or a CUDA that is not there, is an
-    error; a run that breaks on its way is a Record with the outcome `failed`.
+    Collective over the ranks of torchrun: every rank returns the Record of all, with the worst
+    rank's peaks; a rank that breaks returns its own. A job that cannot be run at all, a task
+    without a head or a CUDA that is not there, is an error; a run that breaks on its way is a
+    Record with the outcome `failed`.
     """
-    check_job(source, workload, strategy, device, steps=steps, seed=seed)
+    options = options or MeasureOptions()
+    check_job(source, workload, strategy, device, steps=steps, seed=seed, options=options)
     # Read when torch is imported: the profiler otherwise reports every start on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # Before CUDA starts: afterwards this process's own context would be part of it.
     used_before = host.gpu_used_bytes() if device == "cuda" else None
     base = blank_record(source, workload, strategy, device, steps=steps, seed=seed, command=command)
-    base = _start(base, device)
-    from rigsize.run.execution import execute
-
+    base = _start(base, device, options)
     job = Job(
-        source=source, workload=workload, strategy=strategy, device=device, steps=steps, seed=seed
+        source=source,
+        workload=workload,
+        strategy=strategy,
+        device=device,
+        steps=steps,
+        seed=seed,
+        options=options,
     )
-    return _finished(base, job, execute(job, used_before))
+    return _run(base, job, used_before)
 
 
-def _start(base: Record, device: str) -> Record:
+def _start(base: Record, device: str, options: MeasureOptions) -> Record:
     import torch
 
     if device == "cpu":
@@ -67,35 +70,27 @@ def _start(base: Record, device: str) -> Record:
         raise MeasurementFailed(
             "device", "cuda", "torch sees no CUDA device", hint="measure with --device cpu"
         )
+    if options.keeps_peak:
+        from rigsize.run.cuda_history import start_history
+
+        start_history(stacks=options.snapshot is not None)
     hardware, versions = host.with_cuda(base.hardware, base.versions, torch)
     return replace(base, hardware=hardware, versions=versions)
 
 
-def _finished(base: Record, job: Job, found: Execution) -> Record:
-    meter = found.meter
-    record = replace(
-        base, outcome=found.outcome, message=found.message, notes=tuple(_notes(job, found))
-    )
-    if meter is None:
-        unknown = dict.fromkeys(STATISTICS, "the run ended before the model was loaded")
-        return replace(record, memory=Memory(unknown=unknown))
-    return replace(
-        record,
-        memory=meter.memory(host.peak_host_bytes()),
-        phase_peaks_bytes=dict(meter.phase_peaks),
-        step_peaks_bytes=tuple(meter.step_peaks),
-        step_times_s=tuple(meter.step_times),
-    )
+def _run(base: Record, job: Job, used_before_bytes: int | None) -> Record:
+    from rigsize.run.execution import execute
+    from rigsize.run.finish import figures_of, finish_record
+    from rigsize.run.snapshot import write_snapshot
+    from rigsize.run.worlds import world_of
 
-
-def _notes(job: Job, found: Execution) -> list[str]:
-    notes = []
-    if found.skipped_steps:
-        notes.append(f"{found.skipped_steps} optimizer steps skipped: gradients overflowed")
-    if job.device == "cpu":
-        notes.append("step times include the profiler")
-        if job.strategy.attention == "flash":
-            notes.append("attention 'flash' has no effect on a CPU")
-        return notes
-    meter: CudaMeter | None = found.meter  # type: ignore[assignment]
-    return notes + (meter.notes() if meter is not None else [])
+    with world_of(job) as world:
+        found = execute(job, world, used_before_bytes)
+        figures = [figures_of(world, found)]
+        if found.outcome == "ok":
+            figures = world.gather(figures[0])
+        record = finish_record(base, job, world, found, figures)
+    if job.options.snapshot is not None and found.meter is not None and world.first:
+        note = write_snapshot(job.options.snapshot, found.meter)
+        record = replace(record, notes=(*record.notes, note))
+    return record

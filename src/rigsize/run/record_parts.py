@@ -194,6 +194,8 @@ class Texts:
     """Different ones that were run."""
     worst: str = ""
     """The micro-batch with the most positions to compute, in words."""
+    padded: bool = True
+    """Whether that one holds padding: it decides the mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
