@@ -18,7 +18,6 @@ from rigsize.estimate import (
     estimate,
     fits_on,
     ledger,
-    point_of,
     trace_key,
     with_batch,
 )
@@ -212,13 +211,6 @@ def tiny_estimate_of_length(length: int) -> Estimate:
     return estimate(SOURCE, workload(max_length=length), Strategy(), cluster, profile=profile)
 
 
-def test_point() -> None:
-    assert point_of(workload(), 3) == {"B": 3, "S": 8, "T": 0}
-    assert point_of(workload(task="seq2seq-lm"), 3) == {"B": 3, "S": 8, "T": 8}
-    both = workload(task="seq2seq-lm", max_target_length=5)
-    assert point_of(both, 1) == {"B": 1, "S": 8, "T": 5}
-
-
 def test_trace_key_keeps_what_shapes_the_trace_and_nothing_else() -> None:
     def key(strategy: Strategy, **given: Any) -> Any:
         return trace_key(SOURCE, workload(**given), strategy, device="cuda")
@@ -238,15 +230,41 @@ def test_trace_key_keeps_what_shapes_the_trace_and_nothing_else() -> None:
     assert key(Strategy(), num_labels=9).num_labels == 9
 
 
+def test_trace_key_of_selected_rows_and_unpadded_texts() -> None:
+    def key(precision: str, capability: tuple[int, int], device: str = "cuda") -> Any:
+        row = workload(task="masked-lm", padding="unpadded")
+        strategy = Strategy(precision=precision, loss="masked")
+        return trace_key(SOURCE, row, strategy, device=device, capability=capability)
+
+    flash = key("amp-bf16", (8, 0))
+    assert (flash.loss, flash.unpadded, flash.padded) == ("masked", "flash", False)
+    assert key("bf16", (9, 0)).unpadded == "flash"
+    # No FlashAttention in fp32, before Ampere or on a CPU.
+    for grid in (key("fp32", (8, 0)), key("amp-fp16", (7, 5)), key("amp-bf16", (8, 0), "cpu")):
+        assert grid.unpadded == "grid"
+
+
+def test_sizes_of_a_real_run_replace_what_was_expected() -> None:
+    cluster = Cluster(accelerator=card(1 << 30))
+    given = {"B": 3, "S": 16, "T": 0, "M": 3, "N": 0}  # M is not of this step: no rows selected
+    strategy = Strategy(micro_batch=2)
+    profile = tiny.profile()
+    answer = estimate(SOURCE, workload(), strategy, cluster, profile=profile, sizes=given)
+    assert answer.point == {"B": 3, "S": 16, "T": 0}
+
+
 def test_with_batch() -> None:
     strategy = Strategy(micro_batch=8, accumulation=4, optimizer="sgd")
     assert with_batch(strategy, 2) == replace(strategy, micro_batch=2)
     assert with_batch(strategy, 2, 16) == replace(strategy, micro_batch=2, accumulation=16)
+    # a budget of tokens goes with the texts: 1,000 for 8 is 250 for 2
+    packed = replace(strategy, tokens_per_batch=1000)
+    assert with_batch(packed, 2).tokens_per_batch == 250
 
 
 def test_fits_on_asks_the_high_end_of_the_context() -> None:
     strategy = Strategy(micro_batch=2, optimizer="adamw-fused")
-    program = build(SOURCE, tiny.profile(), workload(), strategy, card(1 << 30))
+    program = build(SOURCE, tiny.profile(), strategy, card(1 << 30), {"B": 2, "S": 8})
     # 22 MiB reserved and 4 of context.
     assert fits_on(program, card(26 * MIB))
     assert not fits_on(program, card(26 * MIB - 1))

@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -131,8 +131,18 @@ def _encoder(model: BundledModel) -> tuple[list[TraceKey], list[TraceKey]]:
         second += _recomputed(model, task, COMPUTES)
     if model.id in SEED:
         unpadded = [_key(model, t, c, padded=False) for t in tasks for c in ("fp32", "amp")]
-        return first + unpadded + second, []
+        return first + unpadded + _lean(model) + second, []
     return first, second
+
+
+def _lean(model: BundledModel) -> list[TraceKey]:
+    """Heads on the rows that predict something, texts one after another in one row."""
+    keys = [replace(_key(model, "masked-lm", c), loss="masked") for c in ("fp32", "amp")]
+    for compute, attention in (("fp32", "grid"), ("amp", "flash"), ("half", "flash")):
+        masked = replace(_key(model, "masked-lm", compute, padded=False), loss="masked")
+        classified = _key(model, "sequence-classification", compute, padded=False)
+        keys += [replace(key, unpadded=attention) for key in (masked, classified)]
+    return keys
 
 
 def _task(model: BundledModel, task: str) -> list[TraceKey]:
@@ -318,7 +328,9 @@ def describe(key: TraceKey) -> str:
     """`masked-lm training amp recompute`."""
     words = [key.task, key.use, key.compute]
     words += ["recompute"] if key.recompute else []
-    words += [] if key.padded else ["unpadded"]
+    words += [] if key.loss == "all" else [key.loss]
+    words += [f"one row, {key.unpadded}"] if key.unpadded else []
+    words += [] if key.padded or key.unpadded else ["unpadded"]
     return " ".join(words)
 
 

@@ -54,7 +54,10 @@ PAGE = ROOT / "docs" / "exactness.md"
 FIGURES = ROOT / "validation" / "exactness.json"
 MOST_LAYERS = 48
 """Deeper models are traced whole only where the sample falls on one."""
-DEPTH_POINTS = ({"B": 2, "S": 40, "T": 24}, {"B": 1, "S": 37, "T": 29})
+DEPTH_POINTS = (
+    {"B": 2, "S": 40, "T": 24, "M": 24, "N": 61},
+    {"B": 1, "S": 37, "T": 29, "M": 16, "N": 37},
+)
 
 
 @dataclass(slots=True)
@@ -95,8 +98,9 @@ class Shipped:
     def name(self) -> str:
         """For messages."""
         key = self.profile.key
-        flags = ("recompute " * key.recompute) + ("" if key.padded else "unpadded")
-        return f"{self.model.id} {key.task} {key.use} {key.compute} {flags}".strip()
+        later = (key.loss * (key.loss != "all"), f"one row {key.unpadded}" * bool(key.unpadded))
+        flags = ("recompute" * key.recompute, "unpadded" * (not key.padded), *later)
+        return " ".join(filter(None, (self.model.id, key.task, key.use, key.compute, *flags)))
 
     def session(self) -> Session:
         """A session at the depth at which the profile was traced."""

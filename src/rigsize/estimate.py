@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rigsize.point import assumed_sizes, point_of
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_task, max_positions
+from rigsize.point import assumed_sizes, point_of
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from rigsize.errors import SizingError
+from rigsize.errors import SizingError, UnsupportedCombination
 from rigsize.estimate import (
     Estimate,
     build,
@@ -38,6 +38,10 @@ def largest_batch(
 
     Doubling, then bisection: memory grows with the batch, and every answer is a replay.
     """
+    if strategy.tokens_per_batch is not None:
+        raise UnsupportedCombination(
+            "batch-size", "auto", "a budget of tokens sets the batch", hint="give one of the two"
+        )
     fits = _fits(source, workload, strategy, cluster)
     if not fits(1):
         return 0

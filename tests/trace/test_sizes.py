@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rigsize.trace.domains import sample_points
+from rigsize.trace.domains import Varied, sample_points
 from rigsize.trace.sizes import MONOMIALS, NotFitted, evaluate, fit, monomials_at
 
 POINTS = [{"B": 2, "S": 37}, {"B": 3, "S": 75}, {"B": 5, "S": 101}, {"B": 4, "S": 61}]
@@ -44,7 +44,7 @@ def test_the_simplest_of_monomials_that_agree() -> None:
 
 def test_first_points_that_are_multiples_of_one_another() -> None:
     # B.S8 is 80 and 240, B.S64 128 and 384 at the first two points: these alone tell nothing
-    points = sample_points("bN.sx.0", (), None, target=False, count=5)
+    points = sample_points("bN.sx.0", (), None, Varied(), count=5)
     values = [monomials_at(p) for p in points]
     found = fit([v["B.S8"] + v["B.S64"] for v in values], values)
     assert sorted(found) == [(1, "B.S64"), (1, "B.S8")]
@@ -71,7 +71,7 @@ def test_refuses_a_fraction() -> None:
     b=st.integers(1, 10**9),
 )
 def test_any_sum_of_two_monomials_is_recovered(first: str, second: str, a: int, b: int) -> None:
-    points = sample_points("bN.sx.0", (), None, target=False, count=5)
+    points = sample_points("bN.sx.0", (), None, Varied(), count=5)
     values = [monomials_at(p) for p in points]
     sizes = [a * v[first] + b * v[second] for v in values]
     assert sorted(fit(sizes, values)) == sorted([(a, first), (b, second)])
@@ -79,11 +79,11 @@ def test_any_sum_of_two_monomials_is_recovered(first: str, second: str, a: int, 
 
 @given(st.dictionaries(st.sampled_from(sorted(MONOMIALS)), st.integers(-9, 9), max_size=4))
 def test_evaluate_is_the_sum(terms: dict[str, int]) -> None:
-    B, S, T = 3, 41, 17
-    values = monomials_at({"B": B, "S": S, "T": T})
+    B, S, T, M, N = 3, 41, 17, 24, 99
+    values = monomials_at({"B": B, "S": S, "T": T, "M": M, "N": N})
     expression = tuple((c, name) for name, c in terms.items())
     assert evaluate(expression, values) == sum(
-        c * MONOMIALS[name](B, S, T) for name, c in terms.items()
+        c * MONOMIALS[name](B, S, T, M, N) for name, c in terms.items()
     )
 
 
@@ -93,3 +93,32 @@ def test_monomials_by_hand() -> None:
     assert values["B.S8"] == 3 * 48
     assert values["B.S64"] == 3 * 64
     assert values["B.S128.S128"] == 3 * 128 * 128
+
+
+def test_rows_and_tokens_by_hand() -> None:
+    values = monomials_at({"B": 3, "S": 41, "M": 24, "N": 99})
+    assert (values["M"], values["M/8"], values["N"], values["T"]) == (24, 3, 99, 0)
+    # 25 rows are cut in no pieces of one length
+    assert monomials_at({"B": 3, "S": 41, "M": 25})["M/8"] == 0
+
+
+def test_rows_and_tokens_are_told_apart() -> None:
+    points = sample_points("bN.sx.0", (), None, Varied(rows=True, unpadded=True), count=5)
+    values = [monomials_at(p) for p in points]
+    assert fit([1_000_008 * p["M"] for p in points], values) == ((1_000_008, "M"),)
+    assert fit([3072 * p["N"] for p in points], values) == ((3072, "N"),)
+    # log-sum-exp of 12 heads and the gaps of 128 rows between the texts
+    gaps = fit([48 * (p["N"] + 128 * p["B"]) for p in points], values)
+    assert sorted(gaps) == [(48, "N"), (6144, "B")]
+
+
+def test_a_piece_of_the_chunked_loss() -> None:
+    points = sample_points("bN.sx.0", (), None, Varied(rows=True, chunked=True), count=5)
+    values = [monomials_at(p) for p in points]
+    # fp32 logits of an eighth of the rows over 250,002 words: half of them is a whole number, too
+    assert fit([4 * 250_002 * p["M"] // 8 for p in points], values) == ((1_000_008, "M/8"),)
+    assert fit([3072 * p["M"] for p in points], values) == ((8 * 3072, "M/8"),)
+
+
+def test_what_has_no_rows_is_fitted_as_before() -> None:
+    assert all(value["M"] == value["M/8"] == value["N"] == 0 for value in VALUES)

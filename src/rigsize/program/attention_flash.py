@@ -18,7 +18,6 @@ from rigsize.program.attention_lowering import (
 )
 from rigsize.program.attention_node import FP32_BYTES, AttentionNode
 
-
 TEXT_GAP_ROWS = 128
 """Rows that keep one packed text's sums from the next one's: the largest block of queries."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rigsize.estimate import Estimate
+from rigsize.spec import Strategy, Workload
 
 if TYPE_CHECKING:
     from rigsize.search import Edit
@@ -79,18 +80,33 @@ def command_of(verb: str, estimate: Estimate, headroom_bytes: int = 0) -> str:
         words += ["--max-target-length", str(workload.max_target_length)]
     if workload.task.endswith("-classification"):
         words += ["--num-labels", str(workload.num_labels)]
-    if not workload.padding_in_batch:
-        words.append("--no-padding-in-batch")
+    words += _padding_words(workload, strategy)
     words += ["--precision", strategy.precision, "--attention", strategy.attention]
     words += ["--batch-size", str(strategy.micro_batch)]
     if workload.training:
         words += ["--grad-accum", str(strategy.accumulation), "--optim", strategy.optimizer]
-        words += ["--recompute", strategy.recompute]
+        words += ["--recompute", strategy.recompute, *_loss_words(workload, strategy)]
         words += ["--max-grad-norm", f"{strategy.max_grad_norm or 0:g}"]
         words += [] if strategy.hold_output else ["--no-hold-output"]
     words += ["--gpus", estimate.cluster.accelerator.id]
     words += ["--headroom", f"{headroom_bytes}B"] if headroom_bytes else []
     return shlex.join(words)
+
+
+def _padding_words(workload: Workload, strategy: Strategy) -> list[str]:
+    words = [] if workload.padding == "fixed" else ["--padding", workload.padding]
+    if workload.padding != "unpadded":
+        return words if workload.padding_in_batch else [*words, "--no-padding-in-batch"]
+    budget = strategy.tokens_per_batch
+    return words if budget is None else [*words, "--tokens-per-batch", str(budget)]
+
+
+def _loss_words(workload: Workload, strategy: Strategy) -> list[str]:
+    if strategy.loss == "all":
+        return []
+    words = ["--loss", strategy.loss]
+    share = ["--mask-share", f"{workload.mask_share:g}"]
+    return words + share if workload.task == "masked-lm" else words
 
 
 def state_bytes_per_parameter(estimate: Estimate) -> float:

@@ -52,6 +52,13 @@ def _check_unpadded(workload: Workload, strategy: Strategy) -> None:
             f"a budget of tokens is for unpadded batches, padding is {workload.padding}",
             hint="--padding unpadded",
         )
+    if strategy.tokens_per_batch is not None and strategy.tokens_per_batch < strategy.micro_batch:
+        raise UnsupportedCombination(
+            "tokens-per-batch",
+            strategy.tokens_per_batch,
+            f"fewer tokens than the {strategy.micro_batch:,} texts of a micro-batch",
+            allowed=(f"{strategy.micro_batch:,} or more",),
+        )
     if unpadded and strategy.method in PROMPT_METHODS:
         raise UnsupportedCombination(
             "padding",
