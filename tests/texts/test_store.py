@@ -70,9 +70,11 @@ def test_every_file_is_closed_when_the_disk_is_full(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     (tmp_path / "labels.bin").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"), Writer(tmp_path) as writer:
-        for name in ("ids", "labels", "offsets"):
-            writer.append(name, [1])
+    writer = Writer(tmp_path)
+    for name in ("ids", "labels", "offsets"):
+        writer.append(name, [1])
+    with pytest.raises(OSError, match="No space left"):
+        writer.__exit__()
     assert (tmp_path / "ids.bin").stat().st_size == 4
     assert (tmp_path / "offsets.bin").stat().st_size == 8
 
