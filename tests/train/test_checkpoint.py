@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,11 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> lis
 
 def of(folder: Path, **options: Any) -> Checkpoints:
     return Checkpoints(folder, identity={"model": {"hidden_size": 300}}, **options)
+
+
+def steps_in(folder: Path) -> list[str]:
+    """All that is there but the lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def saved(folder: Path, last: int = 2) -> Checkpoints:
@@ -174,12 +181,14 @@ def test_phases_in_order_and_older_ones_removed(tmp_path: Path) -> None:
     for step in (1, 2):
         path = checkpoints.save(step, model, optimizer, {})
     assert phases == [*PHASES, *PHASES]
-    assert [p.name for p in tmp_path.iterdir()] == [path.name] == ["step-2"]
+    assert steps_in(tmp_path) == [path.name] == ["step-2"]
 
 
 def test_no_pickle_is_written(tmp_path: Path) -> None:
     saved(tmp_path, 1)
-    names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    names = sorted(
+        str(p.relative_to(tmp_path)) for p in tmp_path.rglob("step*/**/*") if p.is_file()
+    )
     assert names == [
         "step-1/manifest.json",
         "step-1/random-00000.json",
@@ -243,7 +252,49 @@ def test_leftovers_are_no_checkpoints_and_are_cleaned(tmp_path: Path) -> None:
     assert found is not None
     assert found.step == 2
     checkpoints.clean()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.tmp", "step-1", "step-2"]
+    assert steps_in(tmp_path) == ["notes.tmp", "step-1", "step-2"]
+
+
+def test_what_was_just_saved_is_never_removed(tmp_path: Path) -> None:
+    """Nor is the last whole one for the sake of a damaged one that is newer."""
+    saved(tmp_path, 3)
+    _change_a_byte(next((tmp_path / "step-3" / "shards").iterdir()))
+    checkpoints = of(tmp_path, keep=1)
+    found = checkpoints.newest()
+    assert found is not None
+    assert found.step == 2
+    model = toy(0)
+    checkpoints.save(1, model, adamw(model), {})
+    assert steps_in(tmp_path) == ["step-1-1", "step-2", "step-3"]
+    checkpoints.save(3, model, adamw(model), {})
+    assert steps_in(tmp_path) == ["step-3", "step-3-1"]
+
+
+def test_a_new_start_among_old_checkpoints_is_refused(tmp_path: Path) -> None:
+    of(tmp_path).check_empty()
+    with pytest.raises(SpecError, match="has 2 checkpoints of an earlier run"):
+        saved(tmp_path).check_empty()
+
+
+def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
+    program = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); print(1, flush=1)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", program + "; sys.stdin.read()", str(tmp_path / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"1\n"
+        model = toy(0)
+        for attempt in (
+            lambda: of(tmp_path).save(1, model, adamw(model), {}),
+            lambda: of(tmp_path).clean(),
+        ):
+            with pytest.raises(SpecError, match="another run is writing into it"):
+                attempt()
+        other.kill()
+    assert saved(tmp_path, 1).newest() is not None
 
 
 def test_another_run_is_named(tmp_path: Path) -> None:
@@ -281,7 +332,7 @@ def test_no_space_is_told_before_anything_is_written(
     ):
         with pytest.raises(MeasurementFailed, match=r"no space left.*needed, 1.0 MiB free"):
             attempt()
-    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+    assert steps_in(tmp_path) == ["step-1"]
 
 
 @contextmanager
@@ -300,7 +351,7 @@ def test_no_space_while_writing_loses_nothing(tmp_path: Path) -> None:
     model = toy(0)
     with _files_of_at_most(5000), pytest.raises(MeasurementFailed, match="no space left"):
         checkpoints.save(2, model, adamw(model), {})
-    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+    assert steps_in(tmp_path) == ["step-1"]
     assert checkpoints.newest() is not None
 
 
@@ -322,7 +373,7 @@ def test_no_space_at_fsync_loses_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         calls, failing_call = 0, number
         with pytest.raises(MeasurementFailed, match="no space left"):
             checkpoints.save(2, model, adamw(model), {})
-        assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+        assert steps_in(tmp_path) == ["step-1"]
     calls, failing_call = 0, 0
     checkpoints.save(2, model, adamw(model), {})
     assert calls == 8  # the seven, and the parent after the rename
@@ -339,7 +390,7 @@ def test_values_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match="checkpoint folder: "):
         of(tmp_path / "file" / "below")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert steps_in(tmp_path) == ["file"]
 
 
 def test_needed_bytes() -> None:

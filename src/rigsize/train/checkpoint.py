@@ -23,6 +23,7 @@ from rigsize.train.checkpoint_files import (
     discard,
     lock_folder,
     make_folder,
+    read_json,
     sync_folder,
     write_json,
 )
@@ -211,7 +212,7 @@ class Checkpoints:
         random_state = checkpoint_random.capture()
         ranks.everywhere(lambda: write_json(folder / _random_name(ranks.rank), random_state))
         self._phase("wrote_shards")
-        names = ranks.lead(lambda: _sync_names(folder))
+        names = ranks.lead(lambda: _sync(folder))
         mine = names[ranks.rank :: ranks.size]
         entries = ranks.everywhere(lambda: manifest.describe(folder, mine))
         self._phase("synced")
@@ -294,14 +295,14 @@ class Checkpoints:
             SpecError: it holds other tensors than this model and optimizer; no weight is changed.
             MeasurementFailed: a file cannot be read; the model is then partly overwritten.
         """
-        document = self._ranks.everywhere(lambda: _read_json(found.path / _STATE))[0]
+        document = self._ranks.everywhere(lambda: read_json(found.path / _STATE))[0]
         target = Target(model, optimizer, document)
         self._ranks.everywhere(lambda: read_tensors(found.path / SHARDS, target.tensors))
         target.finish()
         restored = found.manifest.world_size == self._ranks.size
         if restored:
             random_state = found.path / _random_name(self._ranks.rank)
-            self._ranks.everywhere(lambda: checkpoint_random.restore(_read_json(random_state)))
+            self._ranks.everywhere(lambda: checkpoint_random.restore(read_json(random_state)))
         return cast(dict[str, Any], document["state"]) | {RANDOM_STATE_RESTORED: restored}
 
 
@@ -316,15 +317,11 @@ def _see(folder: Path) -> None:
         raise SpecError("checkpoint folder", str(folder.parent), problem, hint="use a shared disk")
 
 
-def _sync_names(folder: Path) -> list[str]:
+def _sync(folder: Path) -> list[str]:
     """Makes the names of all files durable, and returns them; the contents are synced."""
     sync_folder(folder / SHARDS)
     sync_folder(folder)
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _as_json(field: str, value: Mapping[str, Any]) -> dict[str, Any]:

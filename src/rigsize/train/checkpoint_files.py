@@ -19,6 +19,7 @@ __all__ = [
     "discard",
     "lock_folder",
     "make_folder",
+    "read_json",
     "sync_folder",
     "write_json",
 ]
@@ -60,6 +61,11 @@ def write_json(path: Path, document: Any) -> None:
         json.dump(document, stream, indent=1, sort_keys=True)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sync_folder(path: Path) -> None:
