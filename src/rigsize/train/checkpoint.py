@@ -249,7 +249,7 @@ class Checkpoints:
             SpecError: it is of another run, and what differs; or there are checkpoints, but
                 none of them is whole: starting anew is then the user's decision.
         """
-        views = self._ranks.gather(View.of(self.folder))
+        views = self._ranks.everywhere(lambda: View.of(self.folder))
         skipped: list[str] = []
         paths = dict(folders(self.folder))
         for order, disagreement in common(views):
@@ -269,7 +269,7 @@ class Checkpoints:
 
     def _verify(self, path: Path, views: list[View]) -> str:
         """What is wrong with the content, as any rank sees it, or ""."""
-        found = manifest.read(path)
+        found = self._ranks.everywhere(lambda: manifest.read(path))[self._ranks.rank]
         self._ranks.everywhere(lambda: self._check_identity(path, found))
         names = share(sorted(found.files), self._ranks.rank, views)
         problems = self._ranks.gather(problem_of(path, found, names))
@@ -296,7 +296,9 @@ class Checkpoints:
             MeasurementFailed: a file cannot be read; the model is then partly overwritten.
         """
         document = self._ranks.everywhere(lambda: read_json(found.path / _STATE))[0]
-        target = Target(model, optimizer, document)
+        built: list[Target] = []
+        self._ranks.everywhere(lambda: built.append(Target(model, optimizer, document)))
+        target = built[0]
         self._ranks.everywhere(lambda: read_tensors(found.path / SHARDS, target.tensors))
         target.finish()
         restored = found.manifest.world_size == self._ranks.size
