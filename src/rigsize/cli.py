@@ -35,6 +35,7 @@ _ABOUT = {
     "data": "How long the texts are; or obtain the demonstration's texts and model.",
     "validate": "Judge every published case and Record; write the validation page.",
     "gpus": "The cards that --gpus takes.",
+    "records": "What was measured here: list, show, export.",
 }
 _HELP = """What GPU memory a language-model run will really take.
 
@@ -79,6 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
+        print(f"rigsize: interrupted: {shlex.join(['rigsize', *arguments])}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         return _internal(error, arguments, as_json)

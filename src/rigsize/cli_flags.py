@@ -148,6 +148,13 @@ _DATA = (
     _flag("target-column", "NAME", "Target of seq2seq-lm, positive of embedding."),
     _flag("tokenizer", "NAME", "Folder or hub id; the model's own by default."),
 )
+_MEASURE = (
+    _flag("histogram", "FILE", "Synthetic texts of these lengths: [[tokens, texts], ...]."),
+    _flag("world", "N", "One rank's share of FSDP over N, in a fake process group."),
+    _flag("cap", "SIZE", "Prove that it fits a card of this size: 40GiB. CUDA only."),
+    _flag("snapshot", "FILE", "Write what was alive at the peak; .pickle for torch's viewer."),
+    _switch("attribution", "Bytes at the peak by what they are: weights, gradients, states."),
+)
 _TRAIN = (
     _flag("eval-data", "FILE", "Texts to evaluate on, in the format of --data."),
     _flag("eval-share", "X", "Of the data that is held out to evaluate on; 0 by default."),
@@ -161,6 +168,7 @@ _TRAIN = (
     _flag("save-every", "N", "Steps between checkpoints; by default --save-minutes."),
     _flag("save-minutes", "X", "Minutes between checkpoints; 30 by default."),
     _flag("keep", "N", "Checkpoints that are kept; 2 by default."),
+    _switch("checkpoint", "Whether checkpoints are written (yes by default).", negatable=True),
     _flag("patience", "N", "Evaluations without improvement before it stops; never by default."),
     _flag("log-every", "N", "Steps between the losses that are read; 10 by default."),
     _flag("init", "HOW", "pretrained (the default) or random weights."),
@@ -195,8 +203,10 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         *_WHAT,
         *_HOW,
         _flag("device", "DEVICE", "cpu or cuda; by default cuda where torch sees one."),
-        _flag("steps", "N", "Optimizer steps, 3 or more (the default)."),
+        _flag("steps", "N", "Optimizer steps, 3 or more (the default); times need 7."),
         _flag("seed", "N", "Of the random weights and tokens; 0 by default."),
+        *_DATA,
+        *_MEASURE,
         _flag("suite", "FILE", "Run a file of jobs instead of one model: TOML or JSON lines."),
         _flag("max-minutes", "N", "With --suite: no job is started after, a running one ends."),
         _flag(
@@ -207,7 +217,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         ),
         *_FROM,
         _JSON,
-        *_LATER,
+        *_later("prompt-length", "max-new-tokens"),
     ),
     "train": (
         *_WHAT,
@@ -235,6 +245,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _JSON,
     ),
     "gpus": (_JSON,),
+    "records": (_flag("out", "FILE", "Of export: a .csv or .jsonl file."), _JSON),
 }
 """The flags of each verb."""
 
@@ -246,13 +257,17 @@ ARGUMENTS: dict[str, tuple[Flag, ...]] = {
         _flag("action", "stats|demo", "stats FILE, or demo: obtain the demonstration's data."),
         _flag("file", "FILE", "JSONL, CSV, TSV, Parquet, text, a saved folder or a hub id."),
     ),
+    "records": (
+        _flag("action", "ls|show|export", "ls [FOLDER], show ID|FILE [FOLDER], export FOLDER."),
+        _flag("what", "WHAT", "A Record's id or file for show; else the folder."),
+        _flag("folder", "FOLDER", "Of show; by default where `measure` writes."),
+    ),
 }
 """What a verb takes before its flags."""
 
 VERBS_LATER = (
     "plan",
     "offers",
-    "records",
     "calibrate",
     "compare",
     "fit",

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Any
 from rigsize.cli_common import Given, device_of, print_answer, say, settings_of, typed, waiting
 from rigsize.cli_job import Job, Settings, parse_job
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
+from rigsize.units import parse_bytes
 
 if TYPE_CHECKING:
+    from rigsize.run.job import MeasureOptions
     from rigsize.run.record import Record
     from rigsize.run.suite import SuiteReport
 
-__all__ = ["measure_verb"]
+__all__ = ["measure_verb", "records_folder"]
 
 ASSUMED_MINUTES = 60.0
 
 
 def measure_verb(given: Given) -> int:
     """`rigsize measure MODEL`, or a whole suite."""
+    # Read when torch is imported: see `run.measure`.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     settings = settings_of("measure", given)
     if settings.text("suite") is not None:
         return _measure_suite(settings, given)
@@ -33,49 +38,93 @@ def measure_verb(given: Given) -> int:
 
 
 def _measure_one(settings: Settings) -> int:
-    from rigsize.run.compare import compare, to_json, try_predict
-    from rigsize.run.compare import render as comparison_table
-    from rigsize.run.record import to_json as record_json
-    from rigsize.run.record import write_record
-
+    if settings.text("recipe") is not None:  # it asks whether it is a CPU
+        settings.given = {**settings.given, "device": device_of(settings.text("device"))}
     job = parse_job(settings, "measure")
     if job.auto_batch:
         raise UnsupportedCombination(
             "batch-size", "auto", "a measured run needs a number", hint="estimate finds the largest"
         )
     record = _measured(settings, job)
+    if os.environ.get("RANK", "0") != "0" and record.outcome == "ok":
+        return 0  # the first rank has the Record of all
+    return _answer(settings, job, record)
+
+
+def _answer(settings: Settings, job: Job, record: Record) -> int:
+    from rigsize.report.measured import measured_text
+    from rigsize.run.compare import compare, predict_record, to_json
+    from rigsize.run.record import to_json as record_json
+    from rigsize.run.record import write_record
+
     with waiting(f"tracing {job.source.name} for the prediction"):
-        prediction, reason = try_predict(
-            job.source, job.workload, job.strategy, record.device, record.hardware.gpu
-        )
+        prediction, reason = predict_record(job.source, record)
     comparison = compare(record, prediction, reason)
     folder = settings.text("out")
-    path = write_record(Path(folder) if folder else _records_folder(), record)
+    path = write_record(Path(folder) if folder else records_folder(), record)
     say(f"Record written to {path}")
     print_answer(
         lambda: {"record": record_json(record)} | to_json(comparison),
         settings.switch("json"),
-        lambda: [comparison_table(comparison)],
+        lambda: measured_text(comparison),
     )
     return MeasurementFailed.exit_code if record.outcome == "failed" else comparison.exit_code
 
 
 def _measured(settings: Settings, job: Job) -> Record:
-    from rigsize.run.measure import check_job, measure
+    from rigsize.run.checks import check_job
+    from rigsize.run.measure import measure
 
-    device = settings.text("device")
+    asked, options = settings.text("device"), _options(settings)
     steps, seed = settings.integer("steps"), settings.integer("seed")
-    options = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
+    numbers = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
     # Before torch is imported: a mistake is told at once.
-    check_job(job.source, job.workload, job.strategy, device or "cpu", **options)
-    device = device_of(device)
+    likely = "cpu" if options.cap_bytes is None else "cuda"
+    check_job(job.source, job.workload, job.strategy, asked or likely, options=options, **numbers)
+    device = device_of(asked)
     for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
         say(text)
     say(f"running {job.source.name} on {device}: torch starts, then {steps or 3} steps")
-    return measure(job.source, job.workload, job.strategy, device, command=typed(), **options)
+    return measure(
+        job.source,
+        job.workload,
+        job.strategy,
+        device,
+        command=typed(),
+        options=options,
+        **numbers,
+    )
 
 
-def _records_folder() -> Path:
+def _options(settings: Settings) -> MeasureOptions:
+    """What is measured beyond the plain run; SpecError for a file that cannot be read."""
+    from rigsize.run.job import MeasureOptions
+    from rigsize.texts.source import DataSource
+    from rigsize.texts.stats import read_histogram
+
+    histogram, data, cap = (settings.text(name) for name in ("histogram", "data", "cap"))
+    columns: dict[str, Any] = {
+        f"{name}_column": settings.text(f"{name}-column") for name in ("text", "label", "target")
+    }
+    if data is None:
+        for name in ("text-column", "label-column", "target-column", "tokenizer"):
+            if settings.text(name) is not None:
+                settings.warnings.append(f"--{name} has no effect without --data")
+    snapshot = settings.text("snapshot")
+    return MeasureOptions(
+        world=settings.integer("world"),
+        histogram=None if histogram is None else read_histogram(histogram),
+        histogram_source=histogram or "",
+        data=None if data is None else DataSource(path=data, **columns),
+        tokenizer=settings.text("tokenizer"),
+        cap_bytes=None if cap is None else parse_bytes(cap, "cap"),
+        snapshot=None if snapshot is None else Path(snapshot).expanduser(),
+        attribution=settings.switch("attribution"),
+    )
+
+
+def records_folder() -> Path:
+    """Where Records go when nobody says so."""
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(base).expanduser() / "rigsize" / "records"
 

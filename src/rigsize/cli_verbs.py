@@ -208,5 +208,6 @@ VERBS: dict[str, Callable[[Given], int]] = {
     "measure": _late("cli_measure", "measure_verb"),
     "validate": validate_verb,
     "gpus": gpus_verb,
+    "records": _late("cli_records", "records_verb"),
 }
 assert VERBS.keys() == FLAGS.keys()

@@ -13,7 +13,13 @@ from rigsize.errors import SizingError
 from rigsize.evidence.cases import CPU_BAND_PERCENT, RECORD_BANDS_PERCENT, Case, RecordCase
 from rigsize.models.source import ModelSource, resolve_model
 from rigsize.run import host
-from rigsize.run.compare import EstimateFunction, Prediction, find_cluster, predict
+from rigsize.run.compare import (
+    EstimateFunction,
+    Prediction,
+    find_cluster,
+    predict,
+    question_of,
+)
 from rigsize.run.record import Record
 
 __all__ = ["Report", "Result", "SeedVerdict", "Summary", "summarise", "validate"]
@@ -230,9 +236,9 @@ def _minor(version: str | None) -> tuple[str, ...]:
 
 def _predict_record(case: RecordCase, estimate: EstimateFunction) -> tuple[Prediction | None, str]:
     try:
-        workload, strategy = case.record.spec()
+        workload, strategy, sizes = question_of(case.record)
         cluster = find_cluster(case.record.device, case.record.hardware.gpu)
-        return predict(estimate, case.source, workload, strategy, cluster), ""
+        return predict(estimate, case.source, workload, strategy, cluster, sizes), ""
     except SizingError as error:
         return None, str(error)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rigsize.errors import SizingError, UnknownDevice
+from rigsize.errors import SizingError, UnknownDevice, UnsupportedCombination
 from rigsize.hardware.names import find_accelerator
 from rigsize.models.source import ModelSource
 from rigsize.run.record import Record
@@ -29,12 +29,15 @@ __all__ = [
     "find_cluster",
     "load_estimate",
     "predict",
+    "predict_record",
+    "question_of",
     "render",
     "to_json",
 ]
 
-EstimateFunction = Callable[[ModelSource, Workload, Strategy, Cluster], Any]
-"""`rigsize.estimate.estimate`, or a stand-in with the same `memory` fields."""
+EstimateFunction = Callable[..., Any]
+"""`rigsize.estimate.estimate` (source, workload, strategy, cluster, sizes=), or a stand-in with the
+same `memory` fields."""
 
 INSIDE, OUTSIDE = 0, 4
 CPU_TOLERANCE = 0.001
@@ -126,7 +129,8 @@ def predict(
     sizes: Mapping[str, int] | None = None,
 ) -> Prediction:
     """The estimate's memory, without the rest; `sizes` are those that a run really had."""
-    memory = estimate(source, workload, strategy, cluster, sizes=sizes).memory
+    more = {"sizes": sizes} if sizes else {}
+    memory = estimate(source, workload, strategy, cluster, **more).memory
     return Prediction(
         allocated_peak_bytes=memory.allocated_peak_bytes,
         reserved_peak_bytes=memory.reserved_peak_bytes,
@@ -144,20 +148,60 @@ def try_predict(
     gpu: str | None,
     *,
     sizes: Mapping[str, int] | None = None,
+    ranks: int = 1,
 ) -> tuple[Prediction | None, str]:
     """The prediction, or None and why there is none."""
     try:
         cluster = find_cluster(device, gpu)
         return predict(load_estimate(), source, workload, strategy, cluster, sizes), ""
+    except UnsupportedCombination as error:
+        if "not answered yet" in error.problem:
+            return None, not_predicted(strategy, ranks) or f"not predicted yet ({error.field})"
+        return None, str(error)
     except SizingError as error:
         return None, str(error)
     except ImportError as error:
         return None, f"no estimator here ({error})"
 
 
+def not_predicted(strategy: Strategy, ranks: int) -> str:
+    """`not predicted yet (FSDP over 4, offload cpu)`; empty for one device trained in full."""
+    parts = []
+    if strategy.parallel != "single":
+        parts.append(f"{strategy.parallel.upper()} over {ranks}")
+    if strategy.offload != "none":
+        parts.append(f"offload {strategy.offload}")
+    if strategy.method != "full":
+        parts.append(strategy.method)
+    return f"not predicted yet ({', '.join(parts)})" if parts else ""
+
+
+def question_of(record: Record) -> tuple[Workload, Strategy, Mapping[str, int] | None]:
+    """What a prediction is to be made for: the spec, and the sizes of the largest micro-batch."""
+    workload, strategy = record.spec()
+    texts = record.texts
+    if texts is not None and texts.kind != "full-length":
+        workload = replace(workload, padding_in_batch=texts.padded)
+    return workload, strategy, record.sizes or None
+
+
+def predict_record(source: ModelSource, record: Record) -> tuple[Prediction | None, str]:
+    """The prediction of a Record's question, or None and why there is none."""
+    workload, strategy, sizes = question_of(record)
+    return try_predict(
+        source,
+        workload,
+        strategy,
+        record.device,
+        record.hardware.gpu,
+        sizes=sizes,
+        ranks=record.world.size if record.world else 1,
+    )
+
+
 def compare(record: Record, prediction: Prediction | None, reason: str = "") -> Comparison:
     """The rows of the three statistics and the verdict on the band."""
-    inside, verdict = _judge(record, prediction)
+    inside, verdict = _judge(record, prediction, reason)
     return Comparison(
         record=record,
         prediction=prediction,
@@ -179,11 +223,11 @@ def _row(name: str, record: Record, prediction: Prediction | None, reason: str) 
     )
 
 
-def _judge(record: Record, prediction: Prediction | None) -> tuple[bool | None, str]:
+def _judge(record: Record, prediction: Prediction | None, reason: str) -> tuple[bool | None, str]:
     if record.outcome == "failed":
         return None, f"the run failed: {record.message}"
     if prediction is None:
-        return None, "no prediction to compare with"
+        return None, reason or "no prediction to compare with"
     if record.outcome == "out_of_memory":
         return _judge_out_of_memory(record, prediction)
     measured = getattr(record.memory, prediction.banded)
@@ -200,7 +244,7 @@ def _judge(record: Record, prediction: Prediction | None) -> tuple[bool | None, 
 
 def _judge_out_of_memory(record: Record, prediction: Prediction) -> tuple[bool | None, str]:
     """Out of memory agrees with a band that reaches the card's capacity."""
-    capacity = record.hardware.gpu_memory_bytes
+    capacity = record.cap.cap_bytes if record.cap else record.hardware.gpu_memory_bytes
     if record.device == "cpu" or capacity is None:
         return None, "the run ran out of memory"
     agrees = prediction.high_bytes >= capacity

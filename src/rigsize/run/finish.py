@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rigsize.run import host
-from rigsize.run.clock import WARM_UP_STEPS, pace, timed
+from rigsize.run.clock import LEAST_TIMED_STEPS, pace, timed
 from rigsize.run.execution import Execution
 from rigsize.run.job import Job
 from rigsize.run.record import (
@@ -167,7 +167,7 @@ def _doubt(job: Job, world: World, found: Execution) -> str:
     if world.fake:
         return "a fake process group communicates in no time"
     if job.device == "cpu" and found.clock is None:
-        return f"the steps ran under the profiler: more than {WARM_UP_STEPS + 4} steps are timed"
+        return f"the steps ran under the profiler: --steps {LEAST_TIMED_STEPS} times more of them"
     return ""
 
 

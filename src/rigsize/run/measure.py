@@ -43,8 +43,10 @@ def measure(
     """
     options = options or MeasureOptions()
     check_job(source, workload, strategy, device, steps=steps, seed=seed, options=options)
-    # Read when torch is imported: the profiler otherwise reports every start on stderr.
+    # Read when torch is imported: the profiler otherwise reports every start on stderr, and
+    # each block that is older than it.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Before CUDA starts: afterwards this process's own context would be part of it.
     used_before = host.gpu_used_bytes() if device == "cuda" else None
     base = blank_record(source, workload, strategy, device, steps=steps, seed=seed, command=command)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rigsize.errors import SpecError, nearest
+from rigsize.run.job import MeasureOptions
 from rigsize.spec import Strategy, Workload
 from rigsize.spec.checks import integer
 from rigsize.spec.strategy import OPTIMIZER_ALIASES
+from rigsize.texts.stats import LengthHistogram
+from rigsize.units import parse_bytes
 
 __all__ = ["LEAST_STEPS", "Spec", "parse_spec", "read_specs", "spec_json"]
 
@@ -34,6 +37,8 @@ _WORKLOAD = {
     "num_labels": "num_labels",
     "padding": "padding",
     "padding_in_batch": "padding_in_batch",
+    "mask_share": "mask_share",
+    "examples": "examples",
 }
 _STRATEGY = {
     "precision": "precision",
@@ -44,11 +49,24 @@ _STRATEGY = {
     "attention": "attention",
     "hold_output": "hold_output",
     "max_grad_norm": "max_grad_norm",
+    "loss": "loss",
+    "tokens_per_batch": "tokens_per_batch",
+    "parallel": "parallel",
+    "offload": "offload",
+    "method": "method",
+    "lora_rank": "lora_rank",
+    "lora_targets": "lora_targets",
+    "adapter_dtype": "adapter_dtype",
+    "virtual_tokens": "virtual_tokens",
 }
-_OTHER = ("id", "steps", "seed", "note")
+_OPTIONS = ("world", "cap", "histogram", "attribution")
+_OTHER = ("id", "steps", "seed", "note", *_OPTIONS)
 _REQUIRED = ("model", "task", "max_length")
-_TEXTS = ("model", "task", "use", "padding", "precision", "optim", "recompute", "attention")
-_SWITCHES = ("padding_in_batch", "hold_output")
+_TEXTS = (
+    *("model", "task", "use", "padding", "precision", "optim", "recompute", "attention", "cap"),
+    *("loss", "parallel", "offload", "method", "lora_targets", "adapter_dtype"),
+)
+_SWITCHES = ("padding_in_batch", "hold_output", "attribution")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +80,7 @@ class Spec:
     """Optimizer steps (training) or forward passes."""
     seed: int = 0
     note: str = ""
+    options: MeasureOptions = field(default_factory=MeasureOptions)
 
 
 def parse_spec(entry: Mapping[str, Any], default_id: str = "") -> Spec:
@@ -94,7 +113,30 @@ def _parse(name: str, entry: Mapping[str, Any]) -> Spec:
         steps=steps,
         seed=seed,
         note=str(entry.get("note", "")),
+        options=_options(entry),
     )
+
+
+def _options(entry: Mapping[str, Any]) -> MeasureOptions:
+    cap, pairs = entry.get("cap"), entry.get("histogram")
+    return MeasureOptions(
+        world=entry.get("world"),
+        cap_bytes=None if cap is None else parse_bytes(cap, "cap"),
+        histogram=None if pairs is None else _histogram_of(pairs),
+        histogram_source="" if pairs is None else str(entry["id"]),
+        attribution=entry.get("attribution", False),
+    )
+
+
+def _histogram_of(pairs: Any) -> LengthHistogram:
+    """The histogram of `[[tokens, texts], ...]`."""
+    whole = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
+        for pair in pairs
+    )
+    if not whole:
+        raise SpecError("histogram", pairs, "not a histogram", allowed=("[[tokens, texts], ...]",))
+    return LengthHistogram(tuple((tokens, texts) for tokens, texts in pairs))
 
 
 def _check_keys(entry: Mapping[str, Any]) -> None:
@@ -123,6 +165,12 @@ def spec_json(spec: Spec) -> dict[str, Any]:
         entry |= {key: getattr(source, name) for key, name in names.items()}
     if entry["max_grad_norm"] is None:
         entry["max_grad_norm"] = 0
+    options = spec.options
+    entry |= {"world": options.world, "attribution": options.attribution or None}
+    if options.cap_bytes is not None:
+        entry["cap"] = f"{options.cap_bytes}B"
+    if options.histogram is not None:
+        entry["histogram"] = options.histogram.to_json()
     return {key: value for key, value in entry.items() if value is not None}
 
 

@@ -212,7 +212,14 @@ def _run_case(suite: _Suite, spec: Spec) -> dict[str, Any]:
     line: dict[str, Any] = {"schema_version": LINE_SCHEMA_VERSION, "id": spec.id}
     try:
         source = resolve_model(spec.workload.model, allow_network=False)
-        check_job(source, spec.workload, spec.strategy, suite.device, steps=spec.steps)
+        check_job(
+            source,
+            spec.workload,
+            spec.strategy,
+            suite.device,
+            steps=spec.steps,
+            options=spec.options,
+        )
     except SizingError as error:
         return line | _refused(str(error)) | {"wall_s": time.monotonic() - began}
     line |= _answers(suite, spec, source)
@@ -233,24 +240,27 @@ def _answers(suite: _Suite, spec: Spec, source: ModelSource) -> dict[str, Any]:
     allowed_s = min(suite.case_timeout_s, suite.deadline - time.monotonic())
     ends = time.monotonic() + allowed_s
     measuring = _child(suite, spec, "measure")
-    together = suite.predict and suite.device == "cuda"
+    # What synthetic texts come to is known when they were run.
+    waits = spec.options.histogram is not None
+    together = suite.predict and suite.device == "cuda" and not waits
     predicting = _child(suite, spec, "predict") if together else None
     answer = _measured(suite, spec, source, measuring, ends, allowed_s)
     if not suite.predict:
         reason = "not asked for"
         return answer | {"prediction": None, "prediction_unknown_reason": reason}
     if predicting is None:
-        predicting = _child(suite, spec, "predict")
+        predicting = _child(suite, spec, "predict", answer["record"] if waits else None)
     return answer | _predicted(predicting, ends)
 
 
-def _child(suite: _Suite, spec: Spec, role: str) -> Child:
+def _child(suite: _Suite, spec: Spec, role: str, record: Mapping[str, Any] | None = None) -> Child:
     job = {
         "spec": spec_json(spec),
         "device": suite.device,
         "gpu": suite.gpu,
         "command": suite.command,
         "one_thread": suite.fork and suite.one_thread,
+        "record": record,
     }
     start = fork_child if suite.fork else spawn_child
     return start(role, job, suite.folder)

@@ -17,9 +17,9 @@ from typing import Any
 
 from rigsize.errors import SizingError
 from rigsize.models.source import resolve_model
-from rigsize.run.compare import try_predict
+from rigsize.run.compare import predict_record, try_predict
 from rigsize.run.measure import measure
-from rigsize.run.record import to_json
+from rigsize.run.record import from_json, to_json
 from rigsize.run.specs import parse_spec
 
 __all__ = ["main", "work"]
@@ -54,6 +54,7 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
         steps=spec.steps,
         seed=spec.seed,
         command=job["command"],
+        options=spec.options,
     )
     return {"record": to_json(record)}
 
@@ -61,9 +62,17 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
 def _predict(job: Mapping[str, Any]) -> dict[str, Any]:
     spec = parse_spec(job["spec"])
     source = resolve_model(spec.workload.model, allow_network=False)
-    prediction, reason = try_predict(
-        source, spec.workload, spec.strategy, job["device"], job["gpu"]
-    )
+    if job.get("record") is not None:  # whose sizes were those of its texts
+        prediction, reason = predict_record(source, from_json(job["record"]))
+    else:
+        prediction, reason = try_predict(
+            source,
+            spec.workload,
+            spec.strategy,
+            job["device"],
+            job["gpu"],
+            ranks=spec.options.world or 1,
+        )
     return {
         "prediction": asdict(prediction) if prediction else None,
         "prediction_unknown_reason": reason or None,
