@@ -270,6 +270,27 @@ def test_what_was_just_saved_is_never_removed(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == ["step-3", "step-3-1"]
 
 
+@pytest.mark.parametrize(("keep", "left"), [(1, 1), (2, 2), (5, 4), (9, 4)])
+def test_keeps_as_many_as_asked(keep: int, left: int, tmp_path: Path) -> None:
+    """Four saves; a larger number than there are removes none."""
+    checkpoints, model = of(tmp_path, keep=keep), nn.Linear(1, 1)
+    for step in range(1, 5):
+        checkpoints.save(step, model, adamw(model), {})
+    assert steps_in(tmp_path) == [f"step-{step}" for step in range(5 - left, 5)]
+
+
+def test_the_name_of_a_skipped_one_may_come_back(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path)
+    (tmp_path / "step-2" / "state.json").unlink()
+    found = checkpoints.newest()
+    assert found is not None
+    assert found.step == 1
+    shutil.rmtree(tmp_path / "step-2")  # by the user, while the run goes on
+    model = toy(0)
+    checkpoints.save(2, model, adamw(model), {})
+    assert steps_in(tmp_path) == ["step-1", "step-2"]
+
+
 def test_a_new_start_among_old_checkpoints_is_refused(tmp_path: Path) -> None:
     of(tmp_path).check_empty()
     with pytest.raises(SpecError, match="has 2 checkpoints of an earlier run"):

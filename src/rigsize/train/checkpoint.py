@@ -237,9 +237,10 @@ class Checkpoints:
     def _delete_older(self, final: Path) -> None:
         """Of those up to the new one keeps the newest whole ones; damaged ones are left alone."""
         whole = View.of(self.folder).digests.keys() - self._skipped
-        ours = [(order, path) for order, path in folders(self.folder) if order in whole]
-        last = [path for _, path in ours].index(final)
-        for _, path in ours[: last + 1][: -self.keep]:
+        found = folders(self.folder)
+        older = found[: [path for _, path in found].index(final)]
+        others = [path for order, path in older if order in whole]
+        for path in others[: max(0, len(others) + 1 - self.keep)]:
             discard(path)
 
     def newest(self) -> Found | None:
