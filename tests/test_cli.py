@@ -19,18 +19,32 @@ from rigsize.cli_flags import VERBS, VERBS_LATER
 
 JOB = set(
     "--task --num-labels --use --max-length --max-target-length --padding --padding-in-batch"
-    " --no-padding-in-batch --examples --epochs --method --precision --optim --batch-size"
-    " --global-batch --grad-accum --attention --recompute --loss --max-grad-norm --hold-output"
-    " --no-hold-output --parallel --offload --spec --trust-remote-code --offline --json"
-    " --lora-rank --lora-targets --adapter-dtype --prompt-length --max-new-tokens --mask-share"
-    " --data".split()
+    " --no-padding-in-batch --mask-share --examples --epochs --method --lora-rank --lora-targets"
+    " --adapter-dtype --virtual-tokens --precision --optim --batch-size --global-batch --grad-accum"
+    " --attention --recompute --loss --tokens-per-batch --max-grad-norm --hold-output"
+    " --no-hold-output --parallel --offload --recipe --spec --trust-remote-code --offline --json"
+    " --prompt-length --max-new-tokens --data".split()
+)
+DATA = {"--data", "--text-column", "--label-column", "--target-column", "--tokenizer"}
+MEASURE = set(
+    "--device --steps --seed --histogram --world --cap --snapshot --attribution --suite"
+    " --max-minutes --out".split()
+)
+TRAIN = set(
+    "--eval-data --eval-share --out --learning-rate --weight-decay --schedule --warmup-share"
+    " --max-steps --eval-every --save-every --save-minutes --keep --checkpoint --no-checkpoint"
+    " --patience --log-every --init --resume --group-by-length --progress --tensorboard --export"
+    " --no-export --predict --no-predict --ranks --max-restarts --device --seed".split()
 )
 OPTIONS = {
     "estimate": JOB | {"--gpus", "--headroom", "--fail-over", "--explain"},
     "table": {"--json"},
-    "measure": JOB | {"--device", "--steps", "--seed", "--suite", "--max-minutes", "--out"},
+    "measure": JOB | DATA | MEASURE,
+    "train": JOB | DATA | TRAIN,
+    "data": DATA - {"--data"} | {"--task", "--max-length", "--batch-size", "--out", "--json"},
     "validate": {"--cases", "--records", "--page", "--json"},
     "gpus": {"--json"},
+    "records": {"--out", "--json"},
 }
 BASE = ("estimate", "xlm-roberta-base", "--offline")
 
@@ -176,6 +190,16 @@ BAD = {
     "no suite": (("measure", "--suite", "/no/such.toml", "--max-minutes", "1"), "no such file"),
     "time alone": (("measure", "xlm-roberta-base", "--max-minutes", "1"), "only a suite"),
     "suite and more": (("measure", "--suite", "x.toml", "--task", "masked-lm"), "not with --suite"),
+    "world of one": (
+        ("measure", "xlm-roberta-base", "--world", "4"),
+        "parallel single is one rank",
+    ),
+    "cap on a CPU": (
+        ("measure", "xlm-roberta-base", "--cap", "40GiB", "--device", "cpu"),
+        "no caching allocator",
+    ),
+    "no histogram": (("measure", "xlm-roberta-base", "--histogram", "/no/such.json"), "histogram"),
+    "offload alone": ((*BASE, "--offload", "cpu"), "needs sharded parameters"),
     "no cases": (("validate", "--cases", "/no/such.toml"), "cannot be read"),
 }
 
@@ -190,16 +214,12 @@ def test_bad_input_is_one_line_and_exit_2(case: str, ran: Ran) -> None:
 
 NOT_YET = [
     *(("--parallel", v) for v in ("ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")),
-    *(("--offload", v) for v in ("cpu", "cpu-params", "optimizer", "activations")),
+    *(("--offload", v) for v in ("cpu-params", "optimizer", "activations")),
     *(("--method", v) for v in ("lora", "dora", "ia3", "prefix", "prompt", "qlora", "int8-lora")),
     *(("--precision", v) for v in ("int8", "int4")),
-    *(("--loss", v) for v in ("masked", "chunked")),
     ("--recompute", "selective"),
-    ("--padding", "unpadded"),
     ("--gpus", "A100:2"),
     ("--gpus", "H100:1x2"),
-    ("--lora-rank", "8"),
-    ("--mask-share", "0.15"),
     ("--data", "x.jsonl"),
 ]
 
@@ -294,6 +314,16 @@ def test_the_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RIGSIZE_DEBUG", "1")
     with pytest.raises(KeyError):
         run(BASE)
+
+
+def test_an_interrupt_says_what_it_ended(monkeypatch: pytest.MonkeyPatch, ran: Ran) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rigsize.estimate.find_profile", interrupt)
+    code, out, err = ran(*BASE)
+    assert (code, out) == (130, "")
+    assert "interrupted: estimate xlm-roberta-base" in one_line(err)
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -80,8 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        print(f"rigsize: interrupted: {shlex.join(['rigsize', *arguments])}", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted("before it began", None)
     except Exception as error:
         return _internal(error, arguments, as_json)
     return code
@@ -133,6 +132,11 @@ def _from_usage(error: Any, arguments: Sequence[str]) -> SizingError:
         nearest=sorted(possible)[0] if possible else None,
         hint=f"see rigsize {verb} --help" if verb else "see rigsize --help",
     )
+
+
+def _interrupted(what: str, model: object) -> int:
+    print(f"rigsize: interrupted: {what}{f' {model}' if model else ''}", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _internal(error: Exception, arguments: Sequence[str], as_json: bool) -> int:
@@ -195,7 +199,10 @@ def _command(verb: str, flags: Sequence[Flag]) -> Callable[..., int]:
     def command(**given: str | bool | None) -> int:
         from rigsize import cli_verbs  # late: `--help` needs none of it
 
-        return cli_verbs.VERBS[verb]({k: v for k, v in given.items() if v is not None})
+        try:
+            return cli_verbs.VERBS[verb]({k: v for k, v in given.items() if v is not None})
+        except KeyboardInterrupt:  # typer would make it an exit code without a word
+            return _interrupted(verb, given.get("model"))
 
     parameters = [_parameter(flag) for flag in flags]
     parameters[:0] = [_argument(flag) for flag in ARGUMENTS.get(verb, ())]
