@@ -2,7 +2,7 @@
 
     python validation/check_profiles.py [points depth parameters optimizers]
                                         [--sample N] [--seed N] [--models GLOB ...]
-                                        [--max-minutes N] [--write]
+                                        [--keys GLOB ...] [--max-minutes N] [--write]
 
 points      fresh traces at three sizes in every domain that no fit has seen, one of 4,096 tokens
             or more where the model allows it, against the profile's whole event sequence
@@ -334,6 +334,8 @@ def run(options: argparse.Namespace) -> list[Tally]:
             if time.monotonic() > deadline:
                 break
             item = Shipped(model, unpack(data))
+            if options.keys and not any(fnmatch.fnmatch(item.name, p) for p in options.keys):
+                continue
             deep = len(item.profile.full_layers()) > MOST_LAYERS
             if what == "depth" and deep and not options.deep:
                 continue
@@ -414,6 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, help="profiles drawn at random; all without it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--models", nargs="*", default=[], help="ids, wildcards allowed")
+    parser.add_argument("--keys", nargs="*", default=[], help="'* embedding training *', as told")
     parser.add_argument("--deep", action="store_true", help="depth: models of any depth")
     parser.add_argument("--max-minutes", type=float, default=1e6)
     parser.add_argument("--write", action="store_true", help="write docs/exactness.md")

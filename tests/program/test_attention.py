@@ -214,6 +214,36 @@ def test_flash_pads_odd_heads() -> None:
     assert lowering.saved_inputs == ()
 
 
+def test_flash_of_packed_texts() -> None:
+    # 16 texts, 546 tokens in all, the longest 60: 12 heads of 64 in bf16
+    node = replace(BF16, query_length=60, key_length=60, packed_tokens=546)
+    lowering = lowered(node, "flash")
+    assert lowering.out_bytes == 546 * 12 * 64 * 2
+    assert sizes(lowering, "forward_saved") == {
+        "logsumexp": 12 * 546 * 4,
+        "rng_unused": 8,
+        "rng_state_used": 16,
+    }
+    assert sum(sizes(lowering, "gradients").values()) == 3 * 546 * 768 * 2
+    # 128 rows behind each text keep its sums from the next one's.
+    rows = 546 + 16 * 128
+    assert sizes(lowering, "backward_scratch") == {
+        "softmax_d": 12 * rows * 4,
+        "dq_accum": 12 * rows * 64 * 4,
+    }
+
+
+def test_flash_of_packed_texts_with_groups() -> None:
+    # one text of 2048 tokens: as the padded call, but for the gap and without splitting keys
+    node = replace(LLAMA, packed_tokens=2048)
+    scratch = sizes(lowered(node, "flash"), "backward_scratch")
+    assert scratch["softmax_d"] == 32 * (2048 + 128) * 4
+    assert scratch["dk_expanded"] == scratch["dv_expanded"] == 16 * MIB
+    forward = replace(node, needs_grad=False)
+    assert sizes(lowered(forward, "flash"), "forward_scratch").keys() >= {"logsumexp"}
+    assert lowered(forward, "flash").forward_saved == ()
+
+
 def test_efficient_pads_masks_of_odd_length() -> None:
     node = replace(XLM_R_BASE, query_length=101, key_length=101)
     for mask in ("bool", "float"):
@@ -341,7 +371,13 @@ def test_every_buffer_is_freed_once(
 
 @pytest.mark.parametrize(
     "change",
-    [{"element_bytes": 2}, {"kv_heads": 5}, {"mask": "bool"}],
+    [
+        {"element_bytes": 2},
+        {"kv_heads": 5},
+        {"mask": "bool"},
+        {"packed_tokens": 99, "key_length": 64},
+        {"packed_tokens": 99, "mask": "float", "mask_elements": 128},
+    ],
 )
 def test_contradictions_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"element_bytes|multiple|mask"):

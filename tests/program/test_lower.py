@@ -162,6 +162,14 @@ def test_the_kernel_is_the_accelerators() -> None:
     assert lowered(half, T4).assumptions != set()
 
 
+def test_packed_texts_get_flash_whatever_else_would_be_taken() -> None:
+    # 2 texts, the longest 16, 25 tokens in all: 4 heads of 64 in bf16.
+    numbers = (2, 4, 16, 64, 4, 16, 64, *NO_MASK, 25)
+    result = lowered(tiny.attending(label(BF16), numbers))
+    assert sized(result, 0)[:2] == [("+", 25 * 4 * 64 * 2), ("+", 4 * 25 * 4)]
+    assert result.kernels == {"attn": "flash (texts in one row)"}
+
+
 def test_math_copies_its_head_major_output() -> None:
     result = lowered(tiny.attending(label(BF16), (*NUMBERS, *NO_MASK)), T4)
     out = 2 * 4 * 16 * 64 * 2
@@ -194,6 +202,10 @@ def backward_of(event: Event) -> Event:
         (tiny.EMBED[0], "forward", 0, "activations.embeddings_and_head"),
         (tiny.LAYER_FORWARD[0], "forward", 1, "activations.feed_forward"),
         (tiny.LAYER_FORWARD[0], "backward", 1, "temporaries"),
+        (Event("alloc", None, "mm", "lm_head", ((1000, "M"),)), "forward", 0, "logits"),
+        (Event("alloc", None, "mm", "lm_head", ((1000, "M/8"),)), "backward", 0, "logits"),
+        (Event("alloc", None, "mm", "lm_head", ((1000, "N"),)), "forward", 0, "logits"),
+        (Event("alloc", None, "mm", "lm_head", ((1000, "S"),)), "forward", 0, "logits"),
         (Event("alloc", None, "addmm", "h.*.attn", tiny.BS), "forward", 1, "activations.attention"),
         (Event("alloc", None, "native_dropout", "", tiny.BS), "forward", 0, "activations.dropout"),
         (Event("alloc", None, "mul", "h.*.ln_1", tiny.BS), "forward", 1, "activations.norms"),

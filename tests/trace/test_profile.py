@@ -24,10 +24,10 @@ KEY = TraceKey(
     hold_output=True,
 )
 SIZES = [
-    {"B": 2, "S": 40, "T": 24},
-    {"B": 1, "S": 40, "T": 24},
-    {"B": 3, "S": 37, "T": 29},
-    {"B": 1, "S": 53, "T": 19},
+    {"B": 2, "S": 40, "T": 24, "M": 24, "N": 61},
+    {"B": 1, "S": 40, "T": 24, "M": 16, "N": 40},
+    {"B": 3, "S": 37, "T": 29, "M": 48, "N": 80},
+    {"B": 1, "S": 53, "T": 19, "M": 16, "N": 53},
 ]
 """One in each of bN.s8, b1.s8, bN.sx, b1.sx."""
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "num_layers")
@@ -77,8 +77,41 @@ def test_the_key_is_a_file_name() -> None:
         replace(KEY, num_labels=4),
         replace(KEY, hold_output=False),
         replace(KEY, device="cpu"),
+        replace(KEY, loss="masked"),
+        replace(KEY, loss="chunked"),
+        replace(KEY, unpadded="grid"),
+        replace(KEY, unpadded="flash"),
     ]
-    assert len({text, *(key.text() for key in others)}) == 7
+    assert len({text, *(key.text() for key in others)}) == 11
+
+
+def test_what_was_stored_before_is_still_found() -> None:
+    # Names and packed keys of profiles from before `loss` and `unpadded`.
+    assert KEY.text().endswith("-held-accelerator-3")
+    assert TraceKey(*[getattr(KEY, name) for name in TraceKey.__slots__[:10]]) == KEY
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "unpadded", "rows"),
+    [
+        ("masked-lm", "all", "", False),
+        ("masked-lm", "masked", "", True),
+        ("masked-lm", "all", "flash", False),
+        ("causal-lm", "all", "", False),
+        ("causal-lm", "all", "grid", True),
+        ("sequence-classification", "all", "", False),
+        ("sequence-classification", "all", "grid", True),
+        ("token-classification", "all", "grid", False),
+        ("embedding", "all", "grid", False),
+    ],
+)
+def test_which_batches_say_what_the_head_reads(
+    task: str, loss: str, unpadded: str, rows: bool
+) -> None:
+    key = replace(KEY, task=task, loss=loss, unpadded=unpadded)
+    assert key.selects_rows is rows
+    # A classifier's rows are as many as there are texts: no size of their own.
+    assert key.varied.rows is (rows and task.endswith("-lm"))
 
 
 def test_layers_are_traced_once_and_told_as_often_as_they_are(
@@ -168,6 +201,7 @@ def test_tiling_is_exact_in_every_domain() -> None:
     assert differences(deep("xlm-roberta", 9), replace(KEY, task="masked-lm")) == []
 
 
+ONE_ROW = {"padded": False, "compute": "amp", "unpadded": "flash"}
 SLOW: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # autocast: the casts of every layer's weights die together at its end
     ("xlm-roberta", {}, {"task": "masked-lm", "compute": "amp"}),
@@ -189,6 +223,12 @@ SLOW: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("t5", {}, {"task": "seq2seq-lm", "compute": "amp", "recompute": True}),
     ("bart", {}, {"task": "seq2seq-lm", "compute": "amp"}),
     ("m2m_100", {}, {"task": "seq2seq-lm", "use": "inference"}),
+    ("xlm-roberta", {}, {"task": "masked-lm", "loss": "masked", "compute": "amp"}),
+    ("llama", {}, {"loss": "chunked", "compute": "amp"}),
+    ("bert", {}, {"task": "embedding", "padded": False, "unpadded": "grid"}),
+    ("xlm-roberta-xl", {}, ONE_ROW | {"task": "masked-lm", "loss": "masked"}),
+    ("xlm-roberta", {}, ONE_ROW | {"task": "masked-lm", "loss": "chunked", "recompute": True}),
+    ("qwen3", {}, ONE_ROW | {"task": "sequence-classification"}),
 ]
 
 

@@ -321,6 +321,34 @@ def test_a_mask_of_ones_that_the_model_made_itself_masks_nothing() -> None:
     assert nodes.count(("none", True)) == 2
 
 
+# Texts in one row.
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "causal", "kv_heads"),
+    [("xlm-roberta", "masked-lm", False, 4), ("llama", "causal-lm", True, 2)],
+)
+def test_packed_texts_are_one_attention_node(
+    family: str, task: str, causal: bool, kv_heads: int
+) -> None:
+    trace = trace_of(Case(family=family, task=task, compute="half", unpadded=True))
+    nodes = [e for e in trace.events if e.kind == ATTENTION]
+    assert len(nodes) == 2
+    for node in nodes:
+        # 2 texts of at most 40 tokens, 61 in all; no mask
+        assert node.numbers == (2, 4, 40, 24, kv_heads, 40, 24, 0, 0, 0, 0, 61)
+        assert node.label[:3] == ("bfloat16", "none", causal)
+    kept = set(trace.persistent.values())
+    assert {"input:packing.offsets", "input:packing.grid", "input:position_ids"} <= kept
+
+
+def test_without_flash_the_texts_lie_on_a_grid() -> None:
+    # fp32 has no FlashAttention: SDPA on [2, 40] with a mask of keys.
+    trace = trace_of(Case(family="xlm-roberta", task="masked-lm", unpadded=True))
+    nodes = [e for e in trace.events if e.kind == ATTENTION]
+    assert [n.numbers for n in nodes] == [(2, 4, 40, 24, 4, 40, 24, 2, 1, 1, 40)] * 2
+
+
 def test_known_ones_follow_copies_and_end_with_a_write() -> None:
     ones = KnownOnes()
     ones.born("aten::ones", -1, 1)
