@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,18 +9,21 @@ import pytest
 from rich.console import Console
 from tests.run.test_record import STRATEGY, WORKLOAD, a_record
 
-from rigsize.errors import UnknownDevice
+from rigsize.errors import UnknownDevice, UnsupportedCombination
 from rigsize.models.source import ModelSource
 from rigsize.run.compare import (
     Prediction,
     compare,
     find_cluster,
+    not_predicted,
     predict,
+    predict_record,
     prediction_from_json,
+    question_of,
     render,
     to_json,
 )
-from rigsize.run.record import STATISTICS, Hardware, Memory
+from rigsize.run.record import STATISTICS, Cap, Hardware, Memory, Texts, WorldRun
 from rigsize.spec import Cluster, Strategy, Workload
 
 PREDICTED = Prediction(
@@ -124,15 +128,7 @@ def test_the_adapter_hands_the_question_over() -> None:
         fields = {name: getattr(PREDICTED, name) for name in PREDICTED.__dataclass_fields__}
         return SimpleNamespace(memory=SimpleNamespace(**fields, more=1))
 
-    source = ModelSource(
-        name="tiny",
-        origin="config",
-        config={},
-        path=None,
-        checkpoint_parameters=None,
-        checkpoint_note="",
-    )
-    found = predict(estimate, source, WORKLOAD, STRATEGY, find_cluster("cpu", None))
+    found = predict(estimate, _source(), WORKLOAD, STRATEGY, find_cluster("cpu", None))
     assert found == PREDICTED
     assert asked == ["tiny", WORKLOAD, STRATEGY, True]
 
@@ -141,3 +137,66 @@ def test_a_card_is_found_by_torchs_name() -> None:
     assert find_cluster("cuda", "NVIDIA L4").accelerator.id == "L4"
     with pytest.raises(UnknownDevice, match="could not be read"):
         find_cluster("cuda", None)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "words"),
+    [
+        (Strategy(), 1, ""),
+        (Strategy(parallel="ddp"), 2, "not predicted yet (DDP over 2)"),
+        (
+            Strategy(parallel="fsdp", offload="cpu"),
+            4,
+            "not predicted yet (FSDP over 4, offload cpu)",
+        ),
+        (Strategy(method="lora"), 1, "not predicted yet (lora)"),
+    ],
+)
+def test_what_is_not_predicted_is_named(strategy: Strategy, ranks: int, words: str) -> None:
+    assert not_predicted(strategy, ranks) == words
+
+
+def test_what_is_not_predicted_is_no_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UnsupportedCombination("parallel", "fsdp", "not answered yet")
+
+    monkeypatch.setattr("rigsize.run.compare.load_estimate", lambda: refuse)
+    strategy = asdict(Strategy(parallel="fsdp"))
+    world = WorldRun(size=4, parallel="fsdp", offload="none", fake=True)
+    record = a_record(memory=measured(), strategy=strategy, world=world)
+    record = replace(record, hardware=Hardware(gpu="NVIDIA L4"))
+    prediction, reason = predict_record(_source(), record)
+    comparison = compare(record, prediction, reason)
+    assert comparison.exit_code == 0
+    assert comparison.verdict == "not predicted yet (FSDP over 4)"
+    assert comparison.rows[0].unknown_reason == "not predicted yet (FSDP over 4)"
+    assert comparison.rows[0].measured_bytes == 1000
+
+
+def test_the_question_of_a_record_of_texts_has_its_padding() -> None:
+    texts = Texts(kind="histogram", micro_batches=1, padded=False)
+    workload, _, sizes = question_of(a_record(texts=texts, sizes={"B": 2, "S": 9}))
+    assert not workload.padding_in_batch
+    assert sizes == {"B": 2, "S": 9}
+    workload, _, sizes = question_of(a_record())
+    assert workload.padding_in_batch
+    assert sizes is None
+
+
+def test_out_of_memory_below_a_cap_is_judged_by_the_cap() -> None:
+    cap = Cap(cap_bytes=3000, allocator_limit_bytes=2500, proven=False)
+    record = a_record(
+        outcome="out_of_memory", cap=cap, hardware=Hardware(gpu_memory_bytes=80 * 2**30)
+    )
+    assert compare(record, PREDICTED).exit_code == 0  # its band reaches 3,200
+
+
+def _source() -> ModelSource:
+    return ModelSource(
+        name="tiny",
+        origin="config",
+        config={},
+        path=None,
+        checkpoint_parameters=None,
+        checkpoint_note="",
+    )

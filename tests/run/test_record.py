@@ -10,17 +10,24 @@ import pytest
 from rigsize.errors import SpecError
 from rigsize.run.record import (
     STATISTICS,
+    Attribution,
+    Cap,
     Hardware,
+    HostMemory,
     Memory,
     ModelIdentity,
     Record,
+    Texts,
+    Throughput,
     Versions,
+    WorldRun,
     content_hash,
     from_json,
     read_records,
     to_json,
     write_record,
 )
+from rigsize.run.record_parts import RankPeaks
 from rigsize.spec import Strategy, Workload
 
 WORKLOAD = Workload(model="tiny", task="masked-lm", max_length=40)
@@ -173,3 +180,76 @@ def test_a_record_of_another_rigsize_says_so() -> None:
     record = a_record(strategy=dict(asdict(STRATEGY)) | {"wings": 2})
     with pytest.raises(SpecError, match="of another rigsize"):
         record.spec()
+
+
+RECORDS = sorted((Path(__file__).parents[2] / "validation" / "records").glob("*.json"))
+
+
+def test_the_records_of_schema_1_0_are_read_and_keep_their_ids() -> None:
+    assert len(RECORDS) >= 19
+    for file in RECORDS:
+        document = json.loads(file.read_text())
+        record = from_json(document)
+        assert to_json(record) == document
+        assert record.record_id == file.stem
+        assert (record.kind, record.world, dict(record.sizes)) == ("measure", None, {})
+
+
+def everything() -> Record:
+    return a_record(
+        kind="train",
+        sizes={"B": 2, "S": 40},
+        losses=(2.0, 1.5),
+        world=WorldRun(
+            size=2,
+            parallel="fsdp",
+            offload="none",
+            fake=False,
+            ranks=(RankPeaks(rank=0, allocated_peak_bytes=7), RankPeaks(rank=1)),
+            unknown={"communicator_bytes": "not on CPU"},
+        ),
+        host=HostMemory(pss_peak_bytes=5, unknown={"pinned_bytes": "not on CPU"}),
+        throughput=Throughput(step_times_s=(1.0,), steady_steps=0, unknown={"step_s": "too few"}),
+        texts=Texts(kind="data", source="a.jsonl", texts=9, micro_batches=1, padded=False),
+        attribution=Attribution(step=2, phase="backward", categories={"rest": 4}, total_bytes=4),
+        cap=Cap(cap_bytes=9, allocator_limit_bytes=8, proven=True),
+    )
+
+
+def test_all_parts_of_schema_1_1_round_trip() -> None:
+    record = everything()
+    document = json.loads(json.dumps(to_json(record)))
+    assert document["schema_version"] == "1.1"
+    assert document["host"]["pinned_bytes"] is None
+    assert document["host"]["pinned_bytes_unknown_reason"] == "not on CPU"
+    assert document["world"]["ranks"][0]["allocated_peak_bytes"] == 7
+    read = from_json(document)
+    assert read == replace(record, sizes=read.sizes, workload=read.workload, strategy=read.strategy)
+    assert read.record_id == record.record_id
+
+
+def test_parts_of_a_later_minor_are_read_without_what_is_new() -> None:
+    document = to_json(everything())
+    document["schema_version"] = "1.9"
+    document["host"]["swap_bytes"] = 3
+    document["world"]["ranks"][0]["colour"] = "red"
+    document["record_id"] = content_hash(document)
+    read = from_json(document)
+    assert read.host == everything().host
+    assert read.world == everything().world
+
+
+@pytest.mark.parametrize("part", ["world", "host", "throughput", "texts", "attribution", "cap"])
+def test_a_hostile_part_is_one_clear_error(part: str) -> None:
+    for value in (3, [1], {}):
+        document = to_json(a_record()) | {part: value}
+        document["record_id"] = content_hash(document)
+        if part == "host" and value == {}:
+            continue  # every field of it may be unknown
+        with pytest.raises(SpecError):
+            from_json(document)
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(SpecError, match="unknown kind"):
+        a_record(kind="guess")

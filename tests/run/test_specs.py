@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +42,11 @@ def test_the_command_lines_words_become_records() -> None:
         ({"max_grad_norm": -1.0}, "not a norm"),
         ({"max_grad_norm": float("nan")}, "not a norm"),
         ({"precision": "fp8"}, "precision"),
+        ({"histogram": [[5]]}, "not a histogram"),
+        ({"histogram": [[5, 1], [5, 1]]}, "histogram"),
+        ({"cap": 40}, "not a text"),
+        ({"cap": "40"}, "not a size with a unit"),
+        ({"parallel": "fspd"}, "parallel"),
         ({"id": ""}, "not a name"),
         ({"id": "a\nb"}, "not a name"),
     ],
@@ -108,6 +114,48 @@ def test_every_job_of_the_gpu_suite_could_run(spec: Spec) -> None:
     source = resolve_model(spec.workload.model, allow_network=False)
     assert source.origin == "bundled"
     check_job(source, spec.workload, spec.strategy, "cuda", steps=spec.steps, seed=spec.seed)
+
+
+RUNS = read_specs(ROOT / "benchmarks" / "gpu" / "suite_runs.toml")
+
+
+def test_the_suite_of_real_runs_begins_with_the_seeds_rows() -> None:
+    assert RUNS[:8] == GPU_SUITE[:8]
+    kinds = [(s.strategy.parallel, s.workload.padding) for s in RUNS[8:]]
+    ends = (kinds.index(("ddp", "fixed")), kinds.index(("single", "unpadded")))
+    assert set(kinds[: ends[0]]) == {("fsdp", "fixed")}
+    assert {padding for _, padding in kinds[ends[1] :]} == {"unpadded"}
+    worlds = {spec.options.world for spec in RUNS if spec.strategy.parallel == "fsdp"}
+    assert worlds == {2, 4, 8}
+    assert {spec.strategy.offload for spec in RUNS} == {"none", "cpu"}
+
+
+@pytest.mark.parametrize("spec", RUNS, ids=lambda spec: spec.id)
+def test_every_real_run_could_be_made(spec: Spec) -> None:
+    source = resolve_model(spec.workload.model, allow_network=False)
+    check_job(source, spec.workload, spec.strategy, "cuda", steps=spec.steps, options=spec.options)
+    assert parse_spec(spec_json(spec)) == replace(spec, note="")
+
+
+def test_any_strategy_and_what_is_measured_beside_it() -> None:
+    more = {
+        "parallel": "fsdp",
+        "offload": "cpu",
+        "world": 4,
+        "loss": "masked",
+        "padding": "unpadded",
+        "cap": "40GiB",
+        "histogram": [[5, 3], [9, 1]],
+        "attribution": True,
+    }
+    spec = parse_spec(ENTRY | more)
+    assert spec.options.world == 4
+    assert spec.options.cap_bytes == 40 * 2**30
+    assert spec.options.histogram is not None
+    assert spec.options.histogram.pairs == ((5, 3), (9, 1))
+    assert spec.strategy.offload == "cpu"
+    # The id stands for the file's name.
+    assert parse_spec(spec_json(spec)) == spec
 
 
 def load_questions() -> ModuleType:
