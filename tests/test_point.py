@@ -7,7 +7,8 @@ from rigsize.spec import Strategy, Workload
 
 
 def workload(task: str = "masked-lm", **given: Any) -> Workload:
-    return Workload(**{"model": "tiny", "task": task, "max_length": 20} | given)
+    values: dict[str, Any] = {"model": "tiny", "max_length": 20} | given
+    return Workload(task=task, **values)
 
 
 def test_padded_texts() -> None:

@@ -14,11 +14,11 @@ from rigsize.estimate import (
     estimate,
     fits_on,
     key_for,
-    point_of,
     profile_for,
     with_batch,
 )
 from rigsize.models import ModelSource
+from rigsize.point import point_of
 from rigsize.program.optimizer import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH

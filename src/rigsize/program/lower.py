@@ -19,6 +19,7 @@ from rigsize.memory.kernel_scratch import (
 from rigsize.program.attention import (
     AttentionLowering,
     AttentionNode,
+    Kernel,
     choose_kernel,
     explain_choice,
     lower_attention,
@@ -244,6 +245,7 @@ class Lowering:
             "torch_version": environment.torch_version,
             "cudnn_version": environment.cudnn_version,
         }
+        kernel: Kernel
         if node.is_packed:
             kernel, reason = "flash", "flash (texts in one row)"
         elif environment.force_flash:

@@ -198,7 +198,7 @@ def make_batch(
 
 def named_tensors(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Every tensor of a batch by name, those of its packing too."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, value in batch.items():
         if isinstance(value, packing.Packing):
             found |= {f"{name}.offsets": value.offsets, f"{name}.grid": value.grid}
