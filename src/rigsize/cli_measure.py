@@ -46,9 +46,17 @@ def _measure_one(settings: Settings) -> int:
             "batch-size", "auto", "a measured run needs a number", hint="estimate finds the largest"
         )
     record = _measured(settings, job)
-    if os.environ.get("RANK", "0") != "0" and record.outcome == "ok":
+    if not _first() and record.outcome == "ok":
         return 0  # the first rank has the Record of all
-    return _answer(settings, job, record)
+    code = _answer(settings, job, record)
+    if record.outcome != "ok" and os.environ.get("WORLD_SIZE", "1") != "1":
+        return MeasurementFailed.exit_code  # so that torchrun ends the ranks that wait for this one
+    return code
+
+
+def _first() -> bool:
+    """Whether this process is the rank that talks and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _answer(settings: Settings, job: Job, record: Record) -> int:
@@ -82,9 +90,10 @@ def _measured(settings: Settings, job: Job) -> Record:
     likely = "cpu" if options.cap_bytes is None else "cuda"
     check_job(job.source, job.workload, job.strategy, asked or likely, options=options, **numbers)
     device = device_of(asked)
-    for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
-        say(text)
-    say(f"running {job.source.name} on {device}: torch starts, then {steps or 3} steps")
+    if _first():
+        for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
+            say(text)
+        say(f"running {job.source.name} on {device}: torch starts, then {steps or 3} steps")
     return measure(
         job.source,
         job.workload,

@@ -241,7 +241,8 @@ def test_parts_of_a_later_minor_are_read_without_what_is_new() -> None:
 
 @pytest.mark.parametrize("part", ["world", "host", "throughput", "texts", "attribution", "cap"])
 def test_a_hostile_part_is_one_clear_error(part: str) -> None:
-    for value in (3, [1], {}):
+    values: list[Any] = [3, [1], {}]
+    for value in values:
         document = to_json(a_record()) | {part: value}
         document["record_id"] = content_hash(document)
         if part == "host" and value == {}:

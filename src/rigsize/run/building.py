@@ -61,6 +61,8 @@ def _fill(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             local: Any = getattr(parameter, "to_local", None)
             (parameter if local is None else local()).normal_(0, 0.02)
+        for buffer in model.buffers():
+            buffer.zero_()
         for module in base.modules():
             if any(buffer is not None for buffer in module._buffers.values()):
                 base._init_weights(module)

@@ -84,14 +84,18 @@ def _run(base: Record, job: Job, used_before_bytes: int | None) -> Record:
     from rigsize.run.execution import execute
     from rigsize.run.finish import figures_of, finish_record
     from rigsize.run.snapshot import write_snapshot
-    from rigsize.run.worlds import world_of
+    from rigsize.run.worlds import enter_world, leave_world
 
-    with world_of(job) as world:
+    world, clean = enter_world(job), False
+    try:
         found = execute(job, world, used_before_bytes)
         figures = [figures_of(world, found)]
-        if found.outcome == "ok":
+        clean = found.outcome == "ok"
+        if clean:
             figures = world.gather(figures[0])
         record = finish_record(base, job, world, found, figures)
+    finally:
+        leave_world(world, clean=clean)
     if job.options.snapshot is not None and found.meter is not None and world.first:
         note = write_snapshot(job.options.snapshot, found.meter)
         record = replace(record, notes=(*record.notes, note))

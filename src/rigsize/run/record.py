@@ -32,6 +32,7 @@ from rigsize.run.record_parts import (
     Throughput,
     Versions,
     WorldRun,
+    check_schema,
     part_from_json,
     part_to_json,
 )
@@ -167,7 +168,7 @@ def from_json(document: Mapping[str, Any]) -> Record:
 
     A document whose content does not match its id was changed after it was written: an error.
     """
-    _check_schema(document)
+    check_schema(document, SCHEMA_VERSION)
     given = document.get("record_id")
     if given is not None and given != content_hash(document):
         raise SpecError("record_id", given, "the Record was changed after it was written")
@@ -210,17 +211,6 @@ def _load(file: Path) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise SpecError("record", str(file), "not a JSON object")
     return document
-
-
-def _check_schema(document: Mapping[str, Any]) -> None:
-    version = document.get("schema_version")
-    major = str(version).partition(".")[0]
-    ours = SCHEMA_VERSION.partition(".")[0]
-    if not major.isdecimal() or int(major) < 1:
-        raise SpecError("schema_version", version, "not a Record", allowed=(f"{ours}.x",))
-    if int(major) > int(ours):
-        hint = "written by a newer rigsize: install it to read this Record"
-        raise SpecError("schema_version", version, "too new", allowed=(f"{ours}.x",), hint=hint)
 
 
 def _document(record: Record) -> dict[str, Any]:

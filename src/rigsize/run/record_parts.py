@@ -24,6 +24,7 @@ __all__ = [
     "Throughput",
     "Versions",
     "WorldRun",
+    "check_schema",
     "part_from_json",
     "part_to_json",
 ]
@@ -257,3 +258,15 @@ def part_from_json(kind: Any, document: Mapping[str, Any]) -> Any:
             if name.endswith(REASON)
         }
     return kind(**values)
+
+
+def check_schema(document: Mapping[str, Any], ours: str) -> None:
+    """Takes any minor version of our own major, refuses a later major and what has none."""
+    version = document.get("schema_version")
+    major = str(version).partition(".")[0]
+    ours = ours.partition(".")[0]
+    if not major.isdecimal() or int(major) < 1:
+        raise SpecError("schema_version", version, "not a Record", allowed=(f"{ours}.x",))
+    if int(major) > int(ours):
+        hint = "written by a newer rigsize: install it to read this Record"
+        raise SpecError("schema_version", version, "too new", allowed=(f"{ours}.x",), hint=hint)

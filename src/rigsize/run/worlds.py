@@ -6,8 +6,6 @@ N holds. What it cannot show is said in `FAKE`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +16,15 @@ from rigsize.run.job import Job
 from rigsize.train.parallel import World, start_world, stop_world
 from rigsize.units import format_bytes
 
-__all__ = ["FAKE", "CardUse", "card_use", "limit_allocator", "world_note", "world_of"]
+__all__ = [
+    "FAKE",
+    "CardUse",
+    "card_use",
+    "enter_world",
+    "leave_world",
+    "limit_allocator",
+    "world_note",
+]
 
 FAKE = (
     "fake process group: one rank of {size}, communication and its memory left out, times"
@@ -27,19 +33,16 @@ FAKE = (
 _ONE = "one rank was run: what DDP holds on a rank does not depend on how many there are"
 
 
-@contextmanager
-def world_of(job: Job) -> Iterator[World]:
-    """The ranks that the job runs on; its process group ends with the block."""
+def enter_world(job: Job) -> World:
+    """The ranks that the job runs on; `leave_world` ends their process group."""
     size = job.fake_world
-    world = start_world(job.strategy, job.device) if size is None else _fake_world(job, size)
-    try:
-        yield world
-    except BaseException:
-        # The other ranks still wait inside a collective: leaving the group could wait for them.
-        if world.fake or world.size == 1:
-            stop_world(world)
-        raise
-    stop_world(world)
+    return start_world(job.strategy, job.device) if size is None else _fake_world(job, size)
+
+
+def leave_world(world: World, *, clean: bool) -> None:
+    """Leaves the group, unless other ranks may still wait in a collective for this one."""
+    if clean or world.fake or world.size == 1:
+        stop_world(world)
 
 
 def _fake_world(job: Job, size: int) -> World:
@@ -79,11 +82,14 @@ def card_use(world: World, used_before_bytes: int | None) -> CardUse:
     tensor = torch.zeros(1, device=world.device)
     started = _outside_allocator() - (used_before_bytes or 0)
     use = CardUse(context_start_bytes=max(started, 0))
-    if not world.distributed or world.fake:
+    if world.distributed and not world.fake:
+        dist.all_reduce(tensor)
+        grown = _outside_allocator() - (used_before_bytes or 0) - started
+        use.communicator_bytes = max(grown, 0)
+    else:
         use.unknown["communicator_bytes"] = "no collective was really made"
-        return use
-    dist.all_reduce(tensor)
-    use.communicator_bytes = max(_outside_allocator() - (used_before_bytes or 0) - started, 0)
+    del tensor
+    torch.cuda.empty_cache()  # or the model would begin in this tensor's segment
     return use
 
 
