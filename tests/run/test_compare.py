@@ -174,9 +174,10 @@ def test_what_is_not_predicted_is_no_miss(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_question_of_a_record_of_texts_has_its_padding() -> None:
-    texts = Texts(kind="histogram", micro_batches=1, padded=False)
-    workload, _, sizes = question_of(a_record(texts=texts, sizes={"B": 2, "S": 9}))
+    texts = Texts(kind="histogram", micro_batches=6, micro_steps=3, padded=False)
+    workload, strategy, sizes = question_of(a_record(texts=texts, sizes={"B": 2, "S": 9}))
     assert not workload.padding_in_batch
+    assert strategy.accumulation == 3
     assert sizes == {"B": 2, "S": 9}
     workload, _, sizes = question_of(a_record())
     assert workload.padding_in_batch

@@ -15,10 +15,13 @@ from tests.run.test_measure import ENCODER, a_source, job
 import rigsize
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.run.checks import check_options
+from rigsize.run.compare import compare, predict_record
 from rigsize.run.job import MeasureOptions
 from rigsize.run.measure import measure
 from rigsize.run.record import Record, from_json, to_json
 from rigsize.spec import Strategy
+from rigsize.texts.generated import generated_corpus, generated_tokenizer
+from rigsize.texts.source import DataSource
 from rigsize.texts.stats import LengthHistogram
 
 XL = ENCODER | {"model_type": "xlm-roberta-xl"}
@@ -122,6 +125,33 @@ def test_a_histograms_peak_is_that_of_its_worst_batch(tmp_path: Path) -> None:
     assert document["categories"] == record.attribution.categories
     sizes = [one["bytes"] for one in document["allocations"]]
     assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [None, 40])
+def test_real_texts_are_predicted_at_their_largest_batch(
+    budget: int | None, tmp_path: Path
+) -> None:
+    workload = job("masked-lm", padding="unpadded")
+    strategy = Strategy(micro_batch=4, loss="masked", tokens_per_batch=budget)
+    record = measure(
+        a_source(ENCODER),
+        workload,
+        strategy,
+        "cpu",
+        options=MeasureOptions(
+            data=DataSource(path=str(generated_corpus(tmp_path / "texts.jsonl", 60, 0))),
+            tokenizer=str(generated_tokenizer(tmp_path / "tokenizer")),
+        ),
+    )
+    assert record.outcome == "ok", record.message
+    assert record.texts is not None
+    assert (record.texts.kind, record.texts.texts) == ("data", 60)
+    assert (record.texts.micro_steps == 1) == (budget is None)
+    comparison = compare(record, *predict_record(a_source(ENCODER), record))
+    error = comparison.rows[0].error_percent
+    assert error is not None
+    assert abs(error) < 1
 
 
 @pytest.mark.slow

@@ -182,6 +182,8 @@ def question_of(record: Record) -> tuple[Workload, Strategy, Mapping[str, int] |
     texts = record.texts
     if texts is not None and texts.kind != "full-length":
         workload = replace(workload, padding_in_batch=texts.padded)
+        if texts.micro_steps is not None:
+            strategy = replace(strategy, accumulation=texts.micro_steps)
     return workload, strategy, record.sizes or None
 
 

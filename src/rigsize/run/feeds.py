@@ -211,6 +211,7 @@ def _windows(
             texts=len(order.indices),
             mean_length=float(order.lengths.mean()),
             micro_batches=sum(map(len, windows)),
+            micro_steps=max(map(len, windows)),
         ),
         examples=job.workload.examples or len(order.indices),
     )

@@ -167,7 +167,7 @@ def _doubt(job: Job, world: World, found: Execution) -> str:
     if world.fake:
         return "a fake process group communicates in no time"
     if job.device == "cpu" and found.clock is None:
-        return f"the steps ran under the profiler: --steps {LEAST_TIMED_STEPS} times more of them"
+        return f"the steps ran under the profiler; from --steps {LEAST_TIMED_STEPS} on some do not"
     return ""
 
 

@@ -193,6 +193,8 @@ class Texts:
     """Tokens, special ones included, cut to max_length."""
     micro_batches: int
     """Different ones that were run."""
+    micro_steps: int | None = None
+    """The most that one optimizer step had: a token budget makes as many as it takes."""
     worst: str = ""
     """The micro-batch with the most positions to compute, in words."""
     padded: bool = True
