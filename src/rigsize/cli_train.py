@@ -115,7 +115,7 @@ _INTEGERS = (
     "seed",
 )
 _TEXTS = ("schedule", "init", "progress")
-_SWITCHES = ("group-by-length", "tensorboard", "export", "predict")
+_SWITCHES = ("group-by-length", "tensorboard", "export", "predict", "checkpoint")
 
 
 def _settings(settings: Settings, global_batch: int | None, task: str) -> Any:

@@ -26,7 +26,14 @@ from rigsize.train.progress import Progress, StepReport, make_progress
 from rigsize.train.record import record_of
 from rigsize.train.schedule import learning_rate_factor
 from rigsize.train.settings import TrainJob
-from rigsize.train.setup import Prepared, check_job, plan_run, prepare_run, run_folder
+from rigsize.train.setup import (
+    MODEL_FOLDER,
+    Prepared,
+    check_job,
+    plan_run,
+    prepare_run,
+    run_folder,
+)
 from rigsize.train.watch import Pace, Watch
 
 __all__ = ["train"]
@@ -142,7 +149,7 @@ class _Trainer:
 
         if not self.job.settings.export:
             return None
-        folder = self.job.settings.out / "model"
+        folder = self.job.settings.out / MODEL_FOLDER
         place = tokenizer_place(self.job.tokenizer or self.job.source.path or self.job.source.name)
         tokenizer = place if isinstance(place, Path) else load_tokenizer(place)
         with quiet_transformers():
@@ -280,7 +287,7 @@ class _Trainer:
 
     def _save_is_due(self) -> bool:
         settings, step = self.job.settings, self.state.step
-        if step in (self.resumed_step, self._saved_step):
+        if not settings.checkpoint or step in (self.resumed_step, self._saved_step):
             return False
         if settings.save_every:
             return step % settings.save_every == 0
@@ -288,7 +295,7 @@ class _Trainer:
 
     def _save(self) -> None:
         state = self.state
-        if state.step in (self._saved_step, self.resumed_step):
+        if not self.job.settings.checkpoint or state.step in (self._saved_step, self.resumed_step):
             return
         self.kill.step = state.step
         scaler = None if self.parts.scaler is None else self.parts.scaler.state_dict()

@@ -47,6 +47,8 @@ class TrainSettings:
     save_minutes: float = 30.0
     keep: int = 2
     """Checkpoints."""
+    checkpoint: bool = True
+    """Write checkpoints at all; without them nothing can be resumed."""
     patience: int | None = None
     """Evaluations without improvement before it stops; None never stops early."""
     log_every: int = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from rigsize.texts.tokenised import TokenisedTexts, prepare, split
 from rigsize.train.checkpoint import Checkpoints
 from rigsize.train.collate import Collator, Vocabulary
 from rigsize.train.evaluate import Evaluator
+from rigsize.train.export import check_export
 from rigsize.train.feed import Feed
 from rigsize.train.interrupt import KillSwitch
 from rigsize.train.model import ModelMaker, reads_last
@@ -28,7 +30,10 @@ from rigsize.train.parallel import World, shard
 from rigsize.train.progress import Progress
 from rigsize.train.settings import TrainJob
 
-__all__ = ["Plan", "Prepared", "check_job", "plan_run", "prepare_run"]
+__all__ = ["MODEL_FOLDER", "Plan", "Prepared", "check_job", "plan_run", "prepare_run"]
+
+MODEL_FOLDER = "model"
+"""In the run's folder: the trained model as `save_pretrained` writes it."""
 
 _CLASSIFYING = ("sequence-classification", "token-classification")
 _LEAST_TOKENS = {"causal-lm": 2, "masked-lm": 1}
@@ -242,9 +247,13 @@ def prepare_run(plan: Plan, world: World, kill: KillSwitch) -> Prepared:
         label_names=plan.texts.label_names,
     )
     maker.check()
+    if settings.export:
+        check_export(settings.out / MODEL_FOLDER)
     checkpoints = Checkpoints(
         settings.out / "checkpoints", identity=_identity(plan), keep=settings.keep, phase=kill
     )
+    if settings.resume == "never":
+        checkpoints.check_empty()
     model = shard(maker, strategy, world)
     optimizer = make_torch_optimizer(
         model.parameters(),
@@ -252,7 +261,8 @@ def prepare_run(plan: Plan, world: World, kill: KillSwitch) -> Prepared:
         settings.learning_rate,
         weight_decay=settings.weight_decay,
     )
-    checkpoints.check_space(model, optimizer)
+    if settings.checkpoint:
+        checkpoints.check_space(model, optimizer)
     collator = _collator(plan, maker)
     from rigsize.trace.model import forward_arguments
 
@@ -320,6 +330,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
     workload, strategy, settings = job.workload, job.strategy, job.settings
     return {
         "model": job.source.digest,
+        "weights": _weights_digest(job),
         "task": workload.task,
         "num_labels": workload.num_labels,
         "max_length": workload.max_length,
@@ -339,6 +350,23 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "steps": plan.steps,
         "seed": settings.seed,
     }
+
+
+def _weights_digest(job: TrainJob) -> str:
+    """Which weights a run began with: an adapter's checkpoint does not hold its base.
+
+    Of each file its name, its size and the hash of its first MiB, where safetensors keeps names,
+    shapes and the first tensors: whole files would take minutes.
+    """
+    if job.settings.init == "random":
+        return f"random {job.settings.seed}"
+    if job.source.origin != "folder" or job.source.path is None:
+        return job.source.name
+    digest = hashlib.sha256()
+    for file in sorted(Path(job.source.path).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(2**20))
+    return digest.hexdigest()[:16]
 
 
 def run_folder(out: Path) -> Path:
