@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rigsize.run.record import Memory, Throughput
+from rigsize.run.record import Throughput
 
 if TYPE_CHECKING:
     from rigsize.run.job import Job
@@ -41,11 +41,9 @@ def times_apart(job: Job) -> bool:
 
 
 class Clock:
-    """A meter of time alone."""
+    """Watches the time of steps alone."""
 
     def __init__(self) -> None:
-        self.phase_peaks: dict[str, int] = {}
-        self.step_peaks: list[int] = []
         self.step_times: list[float] = []
         self._began = 0.0
 
@@ -59,13 +57,6 @@ class Clock:
     def end_step(self) -> None:
         """Stops it."""
         self.step_times.append(time.perf_counter() - self._began)
-
-    def abandon(self) -> None:
-        """A step that broke has no time."""
-
-    def memory(self, host_peak_bytes: int) -> Memory:
-        """It has none; the meter of the steps before has it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

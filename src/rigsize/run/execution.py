@@ -18,7 +18,7 @@ from rigsize.run.cuda_history import CudaHistory
 from rigsize.run.cuda_meter import CudaMeter
 from rigsize.run.feeds import Feed, make_feed
 from rigsize.run.job import Job, build_options, step_recipe
-from rigsize.run.meters import CpuMeter, Meter
+from rigsize.run.meters import CpuMeter, Meter, StepWatch
 from rigsize.run.optimizers import make_torch_optimizer
 from rigsize.run.recording import shorten
 from rigsize.run.specs import LEAST_STEPS
@@ -136,18 +136,18 @@ class _Run:
         self._recipe, self._scaler = step_recipe(job), _scaler(job)
         self._look()
 
-    def steps(self, meter: Meter, count: int) -> None:
-        """`count` steps under this meter, from the feed's first window on."""
+    def steps(self, watch: StepWatch, count: int) -> None:
+        """`count` steps, from the feed's first window on."""
         for number in range(count):
-            meter.begin_step()
+            watch.begin_step()
             if self._optimizer is None:
-                self._infer(meter, number)
+                self._infer(watch, number)
             else:
-                self._train(meter, number, self._optimizer)
-            meter.end_step()
+                self._train(watch, number, self._optimizer)
+            watch.end_step()
             self._look()
 
-    def _train(self, meter: Meter, number: int, optimizer: torch.optim.Optimizer) -> None:
+    def _train(self, watch: StepWatch, number: int, optimizer: torch.optim.Optimizer) -> None:
         scale = self._scaler.get_scale() if self._scaler else 0.0
         train_step(
             self._model,
@@ -156,14 +156,14 @@ class _Run:
             self._recipe,
             shares=self._supply.shares(number),
             scaler=self._scaler,
-            phase=meter.mark,
+            phase=watch.mark,
             before_micro=before_micro(self._model),
         )
         self._found.skipped_steps += bool(self._scaler) and self._scaler.get_scale() < scale
 
-    def _infer(self, meter: Meter, number: int) -> None:
+    def _infer(self, watch: StepWatch, number: int) -> None:
         batch = next(iter(self._supply.inputs(number)))
-        out = inference_step(self._model, batch, self._recipe, phase=meter.mark)
+        out = inference_step(self._model, batch, self._recipe, phase=watch.mark)
         # Inside the step, so that the meter sees it go: else it would live through the next one.
         del out
 

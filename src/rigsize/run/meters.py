@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from rigsize.run.record import Memory
 from rigsize.run.tally import Tally
 
-__all__ = ["NAMED_AT", "PHASES", "CpuMeter", "Meter", "Names", "storages"]
+__all__ = ["NAMED_AT", "PHASES", "CpuMeter", "Meter", "Names", "StepWatch", "storages"]
 
 PHASES = {
     "load": "load",
@@ -40,11 +40,9 @@ _MARK = "rigsize:"
 _NOT_ON_CPU = "not on CPU"
 
 
-class Meter(Protocol):
-    """What `measure` needs of a meter; all peaks are in bytes."""
+class StepWatch(Protocol):
+    """What the steps tell whoever watches them."""
 
-    phase_peaks: dict[str, int]
-    step_peaks: list[int]
     step_times: list[float]
 
     def mark(self, phase: str) -> None:
@@ -54,7 +52,14 @@ class Meter(Protocol):
         """A step begins."""
 
     def end_step(self) -> None:
-        """It ended: its peak and its time are known."""
+        """It ended: what there is to know of it is known."""
+
+
+class Meter(StepWatch, Protocol):
+    """What `measure` needs of a meter; all peaks are in bytes."""
+
+    phase_peaks: dict[str, int]
+    step_peaks: list[int]
 
     def abandon(self) -> None:
         """The step failed: take what is known of it."""
