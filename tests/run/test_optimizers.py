@@ -15,7 +15,7 @@ from rigsize.run.optimizers import MasterWeights, make_torch_optimizer, stepped_
 from rigsize.spec.strategy import OPTIMIZERS, Strategy
 
 
-def has_bitsandbytes() -> bool:
+def has_package() -> bool:
     try:
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError:
@@ -31,7 +31,7 @@ def toy(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-master"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_name_takes_a_step(name: str, precision: str) -> None:
-    if name == "adamw-8bit" and not has_bitsandbytes():
+    if name == "adamw-8bit" and not has_package():
         pytest.skip("bitsandbytes is not installed")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16-master": torch.float16}[precision]
     model = toy(dtype)
@@ -73,7 +73,7 @@ def test_the_implementation_is_explicit(name: str, expected: dict[str, Any]) -> 
     assert group["lr"] == 0.5
 
 
-def test_without_bitsandbytes_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MeasurementFailed, match="pip install bitsandbytes"):
         make_torch_optimizer(toy().parameters(), Strategy(optimizer="adamw-8bit"))

@@ -129,7 +129,7 @@ def plan_run(job: TrainJob, world: World, progress: Progress) -> Plan:
         eval_indices=held,
         order=order,
         steps=steps,
-        notes=(texts.report.columns, *texts.report.problems(), *notes),
+        notes=(texts.report.columns, *texts.report.problems(), *notes, *_one_class(texts, train)),
     )
 
 
@@ -212,6 +212,13 @@ def _usable(
     if not len(kept):
         raise SpecError("data", len(indices), "no text is long enough to predict anything")
     return kept, [f"{left_out:,} texts of one token left out"] if left_out else []
+
+
+def _one_class(texts: TokenisedTexts, indices: npt.NDArray[np.int64]) -> list[str]:
+    """A file that goes class by class, cut short, teaches nothing."""
+    if texts.labels is None or len(np.unique(np.asarray(texts.labels)[indices])) > 1:
+        return []
+    return ["all texts to train on are of one class"]
 
 
 def _order(
