@@ -48,7 +48,10 @@ def listening() -> Iterator[Interrupt]:
 
 
 class KillSwitch:
-    """Ends this very process at a named moment, as a lost node would: no handler, no flush."""
+    """Ends this very process at a named moment, as a lost node would: no handler, no flush.
+
+    Once: ranks that torchrun started again live.
+    """
 
     def __init__(self, rank: int) -> None:
         self._phase, self._step = "", -1
@@ -56,7 +59,8 @@ class KillSwitch:
         """The optimizer step that is being made."""
         phase, _, rest = os.environ.get(KILL_AT, "").partition(":")
         step, _, who = rest.partition(":")
-        if phase and int(who or 0) == rank:
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        if phase and int(who or 0) == rank and not restarted:
             self._phase, self._step = phase, int(step)
 
     def __call__(self, phase: str) -> None:

@@ -1,0 +1,169 @@
+"""`rigsize train` as it is typed: its answers, bad input, several ranks, several nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train.runs import CONFIG, NO_DROPOUT, make_data
+
+from rigsize.cli import run
+from rigsize.train.log import read_log
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    make_data(folder)
+    values = {"model_type": "xlm-roberta"} | CONFIG | NO_DROPOUT
+    (folder / "model.json").write_text(json.dumps(values))
+    return folder
+
+
+def typed(folder: Path, out: str, *more: str, **changed: str) -> list[str]:
+    flags = {
+        "data": str(folder / "texts.jsonl"),
+        "tokenizer": str(folder / "tokenizer"),
+        "task": "sequence-classification",
+        "init": "random",
+        "max-length": "32",
+        "max-steps": "4",
+        "batch-size": "8",
+        "learning-rate": "1e-3",
+        "progress": "quiet",
+        "device": "cpu",
+        "out": str(folder / out),
+    } | {key.replace("_", "-"): value for key, value in changed.items()}
+    pairs = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    return ["train", str(folder / "model.json"), *pairs, *more]
+
+
+def test_the_answer_has_prediction_and_measurement(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(typed(folder, "answer", "--json", "--eval-share", "0.2", "--no-checkpoint"))
+    document = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert document["inside_band"] is True
+    (allocated,) = (r for r in document["rows"] if r["statistic"] == "allocated_peak_bytes")
+    assert abs(allocated["error_percent"]) < 1
+    assert document["ended"] == "finished"
+    assert {"loss", "accuracy", "macro_f1"} == document["metrics"].keys()
+    assert document["record"]["kind"] == "train"
+
+
+def test_what_estimate_does_not_answer_is_said_and_no_failure(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(typed(folder, "lora", "--no-checkpoint", "--method", "lora"))
+    assert code == 0
+    assert "not predicted yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"data": "nowhere.jsonl"}, "no such file"),
+        ({"task": "masked"}, "task"),
+        ({"label_column": "sentiment"}, "text, label"),
+        ({"batch_size": "auto"}, "only estimate looks for it"),
+        ({"learning_rate": "fast"}, "not a number"),
+        ({"learning_rate": "-1"}, "not in range"),
+        ({"schedule": "linera"}, "did you mean linear"),
+        ({"num_labels": "2"}, "row"),
+        ({"offload": "cpu"}, "--parallel fsdp"),
+        ({"loss": "masked"}, "only masked-lm and causal-lm"),
+        ({"ranks": "2"}, "parallel single is one rank"),
+        ({"recipe": "leaner"}, "did you mean lean"),
+        ({"max_length": "4000"}, "beyond the positions"),
+        ({"init": "pretrained"}, "config.json without weights"),
+    ],
+)
+def test_bad_input_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], words: str
+) -> None:
+    assert run(typed(folder, "bad", "--no-checkpoint", **changed)) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in said
+    assert not (folder / "bad" / "checkpoints").exists()
+
+
+def test_no_data_is_said(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert run(["train", str(folder / "model.json"), "--device", "cpu"]) == 2
+    assert "--data FILE" in capsys.readouterr().err
+
+
+def test_a_vocabulary_of_another_model_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = folder / "small.json"
+    small.write_text(json.dumps({"model_type": "xlm-roberta"} | CONFIG | {"vocab_size": 40}))
+    command = typed(folder, "vocabulary", "--no-checkpoint")
+    command[1] = str(small)
+    assert run(command) == 2
+    assert "the model has 40 embeddings" in capsys.readouterr().err
+
+
+def test_a_spec_file_says_it_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = folder / "job.toml"
+    spec.write_text(
+        f'model = "{folder}/model.json"\ndata = "{folder}/texts.jsonl"\n'
+        f'tokenizer = "{folder}/tokenizer"\ntask = "masked-lm"\nrecipe = "lean"\ninit = "random"\n'
+        f'max_length = 32\nmax_steps = 3\nbatch_size = 8\nout = "{folder}/spec"\n'
+        'device = "cpu"\nprogress = "quiet"\ncheckpoint = false\n'
+    )
+    assert run(["train", "--spec", str(spec)]) == 0
+    assert "inside the predicted band" in capsys.readouterr().out
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+    root = Path(__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_started_again_and_nothing_is_lost(folder: Path) -> None:
+    common = ("--parallel", "ddp", "--log-every", "1", "--save-every", "2", "--no-predict")
+    whole = start(["-m", "rigsize", *typed(folder, "whole", *common, ranks="2", batch_size="4")])
+    broken = typed(folder, "broken", *common, ranks="2", batch_size="4")
+    died = start(["-m", "rigsize", *broken], RIGSIZE_KILL_AT="optimizer:3:1")
+    for process in (whole, died):
+        _, said = process.communicate(timeout=180)
+        assert process.returncode == 0, said
+    losses = [_losses(folder / name) for name in ("whole", "broken")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_nodes_are_the_same_command_under_torchrun(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    command = typed(folder, "nodes", "--parallel", "fsdp", "--no-checkpoint", batch_size="4")
+    command += ["--log-every", "1", "--no-predict", "--no-export"]
+    nodes = [start([*launcher, "-m", "rigsize", *command]) for _ in range(2)]
+    for node in nodes:
+        _, said = node.communicate(timeout=180)
+        assert node.returncode == 0, said
+    one = typed(folder, "node", "--no-checkpoint", "--log-every", "1", "--no-predict")
+    assert run([*one, "--no-export"]) == 0
+    assert _losses(folder / "nodes") == pytest.approx(_losses(folder / "node"), abs=1e-5)
+
+
+def _losses(out: Path) -> list[float]:
+    entries: list[dict[str, Any]] = read_log(out / "log.jsonl")
+    return [entry["loss"] for entry in entries if entry["event"] == "step"]
