@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_common import Given, device_of, print_answer, say, settings_of, typed
 from rigsize.cli_job import Settings, number, parse_job
-from rigsize.errors import SpecError, UnsupportedCombination
+from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,7 +28,10 @@ __all__ = ["train_job", "train_verb"]
 DOES_NOT_FIT = 3
 _EXIT_FILE = "RIGSIZE_EXIT_FILE"
 """Where rank 0 leaves its exit code: torchrun's own says only that a rank failed."""
+_OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Ranks that are started again otherwise find the keys of those before them, and wait for ever."""
 _MOST_RANKS = 1024
+_LOST_RANK = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 def train_verb(given: Given) -> int:
@@ -180,6 +183,7 @@ def _launch(ranks: int, max_restarts: int | None) -> int:
         paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
             _EXIT_FILE: str(exit_file),
+            _OWN_STORE: "1",
             "PYTHONPATH": os.pathsep.join(paths),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(ranks)),
         }
@@ -219,9 +223,16 @@ def _run(job: TrainJob, as_json: bool) -> int:
     try:
         outcome, record = train(job)
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return _out_of_memory(job, broken_record(job, error), as_json)
+        if is_out_of_memory(error):
+            return _out_of_memory(job, broken_record(job, error), as_json)
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST_RANK):
+            raise MeasurementFailed(
+                "ranks",
+                _rank(),
+                "lost another rank",
+                hint="torchrun starts all again from the last whole checkpoint: --max-restarts",
+            ) from error
+        raise
     if record is None:
         return outcome.exit_code
     return _answer(outcome, record, as_json)
@@ -270,17 +281,14 @@ def _answer(outcome: Outcome, record: Record, as_json: bool) -> int:
 
 
 def _prediction(outcome: Outcome, record: Record) -> tuple[Any, str]:
-    from rigsize.run.compare import try_predict
+    from rigsize.run.compare import predict_record
 
     job = outcome.plan.job
     if not job.settings.predict:
         return None, "not asked for"
     if not record.sizes:
         return None, "no step was made"
-    workload, strategy = record.spec()
-    return try_predict(
-        job.source, workload, strategy, job.device, record.hardware.gpu, sizes=record.sizes
-    )
+    return predict_record(job.source, record)
 
 
 def _text(outcome: Outcome, comparison: Comparison) -> Iterator[RenderableType]:

@@ -87,7 +87,8 @@ def test_an_encoder_and_decoder_on_two_ranks(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_hold_half_of_the_parameters_each(folder: Path) -> None:
-    wide = {"config": {"hidden_size": 128}, "micro_batch": 1}
-    one = run_ranks(1, folder, "wide/one", **wide)
-    two = run_ranks(2, folder, "wide/two", **wide, parallel="fsdp")
-    assert max(two["peaks"]) < 0.75 * one["peaks"][0]
+    # So many like layers that one gathered whole, and the root, are little beside the shards.
+    deep = {"config": {"hidden_size": 64, "num_hidden_layers": 12}, "micro_batch": 1}
+    one = run_ranks(1, folder, "deep/one", **deep)
+    two = run_ranks(2, folder, "deep/two", **deep, parallel="fsdp")
+    assert max(two["peaks"]) < 0.7 * one["peaks"][0]

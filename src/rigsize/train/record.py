@@ -164,5 +164,6 @@ def _texts(outcome: Outcome) -> Texts:
         texts=len(lengths),
         mean_length=float(lengths.mean()),
         micro_batches=sum(1 for _ in outcome.pace.samples) * plan.job.strategy.accumulation,
+        micro_steps=outcome.watch.micro_steps,
         worst="" if largest is None else f"{largest.texts} texts, {largest.real_tokens} tokens",
     )

@@ -71,13 +71,15 @@ class Watch:
         self.meter: CpuMeter | None = None
         self.largest: Sizes | None = None
         """The largest micro-batch of the steps that the peaks are of."""
+        self.micro_steps = 1
+        """Micro-batches of that step."""
 
     def begin(self, step: int, what: Step, kept: Iterable[torch.Tensor]) -> Any:
         """A step begins; returns the callback for its phases, None where nobody listens."""
         if self._device.type == "cpu" and step != self._metered_step:
             return None
         if self.largest is None or what.largest.computed_tokens > self.largest.computed_tokens:
-            self.largest = what.largest
+            self.largest, self.micro_steps = what.largest, len(what.micro_batches)
         if self._device.type != "cpu":
             return None
         self.meter = CpuMeter(kept)
