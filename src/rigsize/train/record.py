@@ -165,5 +165,6 @@ def _texts(outcome: Outcome) -> Texts:
         mean_length=float(lengths.mean()),
         micro_batches=sum(1 for _ in outcome.pace.samples) * plan.job.strategy.accumulation,
         micro_steps=outcome.watch.micro_steps,
+        padded=largest is None or largest.padded,
         worst="" if largest is None else f"{largest.texts} texts, {largest.real_tokens} tokens",
     )
