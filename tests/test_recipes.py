@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from rigsize.errors import SpecError
@@ -10,7 +12,7 @@ from rigsize.recipes import RECIPES, recipe_flags
 XLM_R, T5 = {"model_type": "xlm-roberta"}, {"model_type": "t5", "is_encoder_decoder": True}
 
 
-def flags(name: str, task: str, config: dict[str, object], **given: bool) -> dict[str, object]:
+def flags(name: str, task: str, config: Mapping[str, object], **given: bool) -> dict[str, object]:
     return dict(recipe_flags(name, task, config, **{"on_cpu": False, "training": True} | given))
 
 

@@ -351,12 +351,8 @@ def _more_of_strategy(settings: Settings) -> dict[str, Any]:
     given: dict[str, Any] = {
         key: value for key in _STRATEGY_TEXTS if (value := settings.text(key)) is not None
     }
-    numbers = {
-        key: value
-        for key in _STRATEGY_NUMBERS
-        if (value := settings.integer(key.replace("_", "-"))) is not None
-    }
-    return given | numbers
+    numbers = {key: settings.integer(key.replace("_", "-")) for key in _STRATEGY_NUMBERS}
+    return given | {key: number for key, number in numbers.items() if number is not None}
 
 
 def _accumulation(settings: Settings, micro: int, global_batch: int | None) -> int:

@@ -47,9 +47,11 @@ def make_job(folder: Path, out: str, config: dict[str, Any] | None = None, **giv
         partial = model.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(values))
         partial.replace(model)
-    workload = {"task": "sequence-classification", "max_length": 32} | _of(Workload, given)
-    strategy = {"micro_batch": 8, "optimizer": "adamw-fused"} | _of(Strategy, given)
-    settings = {
+    workload: dict[str, Any] = {"task": "sequence-classification", "max_length": 32} | _of(
+        Workload, given
+    )
+    strategy: dict[str, Any] = {"micro_batch": 8, "optimizer": "adamw-fused"} | _of(Strategy, given)
+    settings: dict[str, Any] = {
         "init": "random",
         "max_steps": 5,
         "learning_rate": 1e-3,
