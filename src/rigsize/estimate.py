@@ -17,6 +17,7 @@ from rigsize.point import assumed_sizes, point_of
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
+from rigsize.spec.strategy import RUN_ONLY_OPTIMIZERS
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
 
@@ -269,7 +270,7 @@ def _refuse_later(strategy: Strategy) -> None:
                 allowed=answered,
                 hint="`rigsize train` and `rigsize measure` run it",
             )
-    if strategy.optimizer == "adamw-sr":
+    if strategy.optimizer in RUN_ONLY_OPTIMIZERS:
         raise UnsupportedCombination(
             "optim", strategy.optimizer, "not answered yet", nearest="adamw-fused"
         )

@@ -157,7 +157,15 @@ def test_adapters_train_a_fraction(folder: Path, method: str) -> None:
         ({"use": "inference"}, "nothing is trained"),
         ({"max_length": 400}, "beyond the positions"),
         ({"init": "pretrained"}, "config.json without weights"),
-        ({"global_batch": 8, "tokens_per_batch": 3, "padding": "unpadded"}, "longest text"),
+        (
+            {
+                "micro_batch": 1,
+                "global_batch": 8,
+                "tokens_per_batch": 3,
+                "padding": "unpadded",
+            },
+            "longest text",
+        ),
         ({"resume": "must"}, "no checkpoint"),
     ],
 )

@@ -46,6 +46,9 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
+_STREAM = _Stream()
+
+
 class _BackendModule:
     """What `torch.accelerator_fake` answers: one device that is always there."""
 
@@ -70,7 +73,13 @@ class _BackendModule:
 
     @staticmethod
     def current_stream(*_args: object) -> _Stream:
-        return _Stream()
+        return _STREAM
+
+    @staticmethod
+    def stream(_stream: object) -> contextlib.AbstractContextManager[None]:
+        return (
+            contextlib.nullcontext()
+        )  # checkpoints are written through the accelerator's stream, if any
 
     @staticmethod
     def is_bf16_supported() -> bool:

@@ -59,7 +59,11 @@ def _config(peft: Any, strategy: Strategy, task: str) -> Any:
             use_dora=strategy.method == "dora",
         )
     if strategy.method == "ia3":
-        return peft.IA3Config(task_type=kind, target_modules=targets)
+        # Named modules are scaled behind their product; peft's own choice knows which before.
+        scaled_before = None if targets is None else []
+        return peft.IA3Config(
+            task_type=kind, target_modules=targets, feedforward_modules=scaled_before
+        )
     if kind is None:
         raise UnsupportedCombination(
             "method", strategy.method, f"peft has no {strategy.method} tuning for {task}"
