@@ -60,7 +60,7 @@ def _config(peft: Any, strategy: Strategy, task: str) -> Any:
         )
     if strategy.method == "ia3":
         # Named modules are scaled behind their product; peft's own choice knows which before.
-        scaled_before = None if targets is None else []
+        scaled_before: list[str] | None = None if targets is None else []
         return peft.IA3Config(
             task_type=kind, target_modules=targets, feedforward_modules=scaled_before
         )
