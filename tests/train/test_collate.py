@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rigsize.run.heads import IGNORED
+from rigsize.run.job import options_of
 from rigsize.spec import Strategy, Workload
 from rigsize.texts.tokenised import Example
 from rigsize.train.collate import Collator, Vocabulary, masked_positions
-from rigsize.train.model import options_of
 
 VOCABULARY = Vocabulary(size=100, pad_id=1, mask_id=4, special_ids=frozenset({0, 1, 2, 4}))
 

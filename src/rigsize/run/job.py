@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from rigsize.texts.stats import LengthHistogram
     from rigsize.trace.model import BuildOptions
 
-__all__ = ["Job", "MeasureOptions", "build_options", "step_recipe"]
+__all__ = [
+    "Job",
+    "MeasureOptions",
+    "build_options",
+    "options_of",
+    "recipe_of",
+    "step_recipe",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +75,13 @@ class Job:
 
 def build_options(job: Job) -> BuildOptions:
     """What of the job changes the model that is built."""
+    return options_of(job.workload, job.strategy)
+
+
+def options_of(workload: Workload, strategy: Strategy) -> BuildOptions:
+    """What of a run changes the model that is built, as the trace has it."""
     from rigsize.trace.model import BuildOptions
 
-    workload, strategy = job.workload, job.strategy
     return BuildOptions(
         task=workload.task,
         compute=strategy.policy.compute,
@@ -85,16 +96,20 @@ def build_options(job: Job) -> BuildOptions:
 
 def step_recipe(job: Job) -> StepRecipe:
     """What of the job changes the step's code."""
+    return recipe_of(job.workload, job.strategy, job.device)
+
+
+def recipe_of(workload: Workload, strategy: Strategy, device_type: str) -> StepRecipe:
+    """What of a run changes the step's code."""
     import torch
 
     from rigsize.run.step import StepRecipe
 
-    strategy = job.strategy
     policy = strategy.policy
     return StepRecipe(
-        task=job.workload.task,
+        task=workload.task,
         autocast_dtype=getattr(torch, policy.half_dtype) if policy.compute == "amp" else None,
-        device_type=job.device,
+        device_type=device_type,
         hold_output=strategy.hold_output,
         max_grad_norm=strategy.max_grad_norm,
     )

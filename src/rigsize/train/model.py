@@ -9,6 +9,7 @@ import torch
 
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
 from rigsize.models import ModelSource, tasks_of
+from rigsize.run.job import options_of
 from rigsize.spec import Strategy, Workload
 from rigsize.trace.capture import quiet_transformers
 from rigsize.trace.model import (
@@ -21,21 +22,7 @@ from rigsize.trace.model import (
 )
 from rigsize.train.adapters import adapt
 
-__all__ = ["ModelMaker", "options_of", "reads_last"]
-
-
-def options_of(workload: Workload, strategy: Strategy) -> BuildOptions:
-    """What the run changes in the model, as the trace has it."""
-    return BuildOptions(
-        task=workload.task,
-        compute=strategy.policy.compute,
-        attention=strategy.attention,
-        recompute=strategy.recompute == "block",
-        training=workload.training,
-        num_labels=workload.num_labels,
-        loss=strategy.loss,
-        unpadded=workload.padding == "unpadded",
-    )
+__all__ = ["ModelMaker", "reads_last"]
 
 
 def reads_last(source: ModelSource) -> bool:

@@ -14,6 +14,7 @@ import torch
 
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.models import check_task, max_positions
+from rigsize.run.job import recipe_of
 from rigsize.run.optimizers import make_torch_optimizer
 from rigsize.run.step import StepRecipe
 from rigsize.spec import Workload, check_together
@@ -279,7 +280,7 @@ def prepare_run(plan: Plan, world: World, kill: KillSwitch) -> Prepared:
         model=model,
         optimizer=optimizer,
         scaler=_scaler(job, world),
-        recipe=_recipe(job, world),
+        recipe=recipe_of(job.workload, strategy, world.device.type),
         feed=Feed(plan.texts, plan.order, collator, world),
         evaluator=_evaluator(plan, collator, world),
         checkpoints=checkpoints,
@@ -313,17 +314,6 @@ def _collator(plan: Plan, maker: ModelMaker) -> Collator:
         vocabulary,
         seed=job.settings.seed,
         reads_last=reads_last(job.source),
-    )
-
-
-def _recipe(job: TrainJob, world: World) -> StepRecipe:
-    policy = job.strategy.policy
-    return StepRecipe(
-        task=job.workload.task,
-        autocast_dtype=getattr(torch, policy.half_dtype) if policy.compute == "amp" else None,
-        device_type=world.device.type,
-        hold_output=job.strategy.hold_output,
-        max_grad_norm=job.strategy.max_grad_norm,
     )
 
 
