@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +85,14 @@ def test_what_estimate_does_not_answer_is_said_and_no_failure(
         ({"recipe": "leaner"}, "did you mean lean"),
         ({"max_length": "4000"}, "beyond the positions"),
         ({"init": "pretrained"}, "config.json without weights"),
+        ({"eval_data": "{folder}/wrong.jsonl"}, "wrong.jsonl: unknown in row 1"),
     ],
 )
 def test_bad_input_is_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], words: str
 ) -> None:
+    (folder / "wrong.jsonl").write_text('{"text": "a", "label": "weird"}\n')
+    changed = {key: value.format(folder=folder) for key, value in changed.items()}
     assert run(typed(folder, "bad", "--no-checkpoint", **changed)) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert words in said
@@ -144,6 +149,34 @@ def test_a_rank_that_dies_is_started_again_and_nothing_is_lost(folder: Path) -> 
         assert process.returncode == 0, said
     losses = [_losses(folder / name) for name in ("whole", "broken")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_saves_on_all_ranks(folder: Path, number: int) -> None:
+    out = folder / f"signal-{number}"
+    more = ("--parallel", "ddp", "--log-every", "1", "--no-predict", "--no-export")
+    command = typed(folder, out.name, *more, ranks="2", batch_size="4", max_steps="100000")
+    launcher = start(["-m", "rigsize", *command])
+    ends = time.monotonic() + 90
+    while len(read_log(out / "log.jsonl")) < 3 and time.monotonic() < ends:
+        time.sleep(0.2)
+    launcher.send_signal(number)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + number, said
+    assert "--resume" in said.strip().splitlines()[-1]
+    saved = max(int(path.name.split("-")[1]) for path in (out / "checkpoints").glob("step-*"))
+    assert saved == read_log(out / "log.jsonl")[-1]["step"]  # nobody went on
+
+
+@pytest.mark.slow
+def test_bad_input_of_several_ranks_is_told_once_and_not_tried_again(folder: Path) -> None:
+    command = typed(folder, "column", "--parallel", "ddp", "--json", ranks="2", batch_size="4")
+    launcher = start(["-m", "rigsize", *command, "--label-column", "nope"])
+    answer, said = launcher.communicate(timeout=90)
+    assert launcher.returncode == 2, said
+    assert json.loads(answer)["error"]["kind"] == "spec_error"
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_common import Given, device_of, print_answer, say, settings_of, typed
 from rigsize.cli_job import Settings, number, parse_job
+from rigsize.cli_ranks import as_rank, launch, launched
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
 
 if TYPE_CHECKING:
@@ -26,10 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["train_job", "train_verb"]
 
 DOES_NOT_FIT = 3
-_EXIT_FILE = "RIGSIZE_EXIT_FILE"
-"""Where rank 0 leaves its exit code: torchrun's own says only that a rank failed."""
-_OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Ranks that are started again otherwise find the keys of those before them, and wait for ever."""
 _MOST_RANKS = 1024
 _LOST_RANK = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
@@ -42,7 +36,7 @@ def train_verb(given: Given) -> int:
     if ranks is not None and not 1 <= ranks <= _MOST_RANKS:
         raise SpecError("ranks", ranks, "not a number in range", allowed=(f"1 to {_MOST_RANKS}",))
     job = train_job(settings)
-    if _rank() == 0:
+    if _rank() == 0 and not launched():
         _tell(settings)
     from rigsize.train.parallel import UNDER_TORCHRUN, check_ranks
     from rigsize.train.setup import check_job
@@ -51,8 +45,8 @@ def train_verb(given: Given) -> int:
     check_ranks(job.strategy, ranks)
     if ranks and ranks > 1 and not under_torchrun:
         check_job(job)
-        return _launch(ranks, settings.integer("max-restarts"))
-    return _leave_code(_run(job, settings.switch("json")))
+        return launch(ranks, settings.integer("max-restarts"))
+    return as_rank(lambda: _run(job, settings.switch("json")))
 
 
 def _rank() -> int:
@@ -164,52 +158,6 @@ def _out(settings: Settings, task: str) -> Path:
     folder = Path("runs") / f"{name}-{task}"
     settings.assumed.append(f"out {folder}")
     return folder
-
-
-# -- ranks --------------------------------------------------------------------------------------
-
-
-def _launch(ranks: int, max_restarts: int | None) -> int:
-    """The same command once a rank, under torchrun on a free port."""
-    with tempfile.TemporaryDirectory(prefix="rigsize-") as folder:
-        exit_file = Path(folder) / "exit"
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(ranks)),
-            *("--max-restarts", str(3 if max_restarts is None else max_restarts)),
-            *("-m", "rigsize", *sys.argv[1:]),
-        ]
-        package_root = str(Path(__file__).resolve().parents[1])
-        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {
-            _EXIT_FILE: str(exit_file),
-            _OWN_STORE: "1",
-            "PYTHONPATH": os.pathsep.join(paths),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(ranks)),
-        }
-        process = subprocess.Popen(command, env=environment)
-        code = _wait(process)
-        return int(exit_file.read_text()) if exit_file.exists() else code
-
-
-def _threads(ranks: int) -> str:
-    return str(max(1, (os.cpu_count() or 1) // ranks))
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Ctrl-C reaches the ranks by themselves, which save; their end is waited for."""
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
-
-
-def _leave_code(code: int) -> int:
-    exit_file = os.environ.get(_EXIT_FILE)
-    if exit_file and _rank() == 0:
-        Path(exit_file).write_text(str(code))
-    return code
 
 
 # -- the run and its answer ---------------------------------------------------------------------

@@ -263,7 +263,7 @@ class Checkpoints:
             skipped.append(f"step {order[0]}: {problem}")
             self._skipped.add(order)
         if skipped:
-            hint = "move them away to start anew"
+            hint = "take another folder to start anew"
             problem = f"no checkpoint in it is whole ({', '.join(skipped)})"
             raise SpecError("checkpoint folder", str(self.folder), problem, hint=hint)
         return None

@@ -14,10 +14,12 @@ import torch
 
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.models import check_task, max_positions
+from rigsize.models.packable import can_share_row
 from rigsize.run.job import recipe_of
 from rigsize.run.optimizers import make_torch_optimizer
 from rigsize.run.step import StepRecipe
 from rigsize.spec import Workload, check_together
+from rigsize.texts.source import DataSource
 from rigsize.texts.tokenised import TokenisedTexts, prepare, split
 from rigsize.train.checkpoint import Checkpoints
 from rigsize.train.collate import Collator, Vocabulary
@@ -37,6 +39,7 @@ MODEL_FOLDER = "model"
 """In the run's folder: the trained model as `save_pretrained` writes it."""
 
 _CLASSIFYING = ("sequence-classification", "token-classification")
+_SHOWN_CLASSES = 10
 _LEAST_TOKENS = {"causal-lm": 2, "masked-lm": 1}
 """A text of one token has nothing that could be predicted."""
 
@@ -89,6 +92,15 @@ def check_job(job: TrainJob) -> None:
             f"beyond the positions of {job.source.name}",
             allowed=(f"up to {longest:,}",),
         )
+    if workload.padding == "unpadded" and not can_share_row(job.source.config):
+        raise UnsupportedCombination(
+            "padding",
+            "unpadded",
+            f"{job.source.model_type} counts positions itself and would run one text into the next",
+            allowed=("fixed", "dynamic"),
+            nearest="dynamic",
+        )
+    _maker(job).check()
     _check_out(job)
     if job.strategy.method == "full" and job.source.config.get("quantization_config"):
         raise UnsupportedCombination(
@@ -130,7 +142,7 @@ def plan_run(job: TrainJob, world: World, progress: Progress) -> Plan:
         eval_indices=held,
         order=order,
         steps=steps,
-        notes=(texts.report.columns, *texts.report.problems(), *notes, *_one_class(texts, train)),
+        notes=(texts.report.columns, *texts.report.problems(), *notes, *_classes(texts, train)),
     )
 
 
@@ -194,13 +206,24 @@ def _split(
         read = replace(job, data=job.eval_data)
         if not world.first:
             world.wait()
-        held = _prepared(read, job.eval_data, job.workload.num_labels, texts.label_names or None)
+        held = _evaluation_texts(read, job.eval_data, texts.label_names or None)
         if world.first:
             progress.note(f"evaluation set: {len(held):,} texts of {job.eval_data.path}")
             world.wait()
         return held, everything, np.arange(len(held))
     train, kept = split(texts, job.settings.eval_share, job.settings.seed)
     return (texts if len(kept) else None), train, kept
+
+
+def _evaluation_texts(
+    job: TrainJob, data: DataSource, label_names: tuple[str, ...] | None
+) -> TokenisedTexts:
+    """The evaluation file, whose mistakes name it: row 21 of which file?"""
+    try:
+        return _prepared(job, data, job.workload.num_labels, label_names)
+    except SpecError as error:
+        error.problem = f"in {data.path}: {error.problem}"
+        raise
 
 
 def _usable(
@@ -215,11 +238,21 @@ def _usable(
     return kept, [f"{left_out:,} texts of one token left out"] if left_out else []
 
 
-def _one_class(texts: TokenisedTexts, indices: npt.NDArray[np.int64]) -> list[str]:
-    """A file that goes class by class, cut short, teaches nothing."""
-    if texts.labels is None or len(np.unique(np.asarray(texts.labels)[indices])) > 1:
+def _classes(texts: TokenisedTexts, indices: npt.NDArray[np.int64]) -> list[str]:
+    """The classes that were found, and those that teach nothing: a stray label makes one too."""
+    if texts.labels is None:
         return []
-    return ["all texts to train on are of one class"]
+    counts = np.bincount(np.asarray(texts.labels)[indices], minlength=len(texts.label_names))
+    named = list(zip(texts.label_names, counts, strict=False))
+    shown = ", ".join(f"{name} {count:,}" for name, count in named[:_SHOWN_CLASSES])
+    more = " ..." if len(named) > _SHOWN_CLASSES else ""
+    lines = [f"{len(named):,} classes: {shown}{more}"]
+    empty = int((counts == 0).sum())
+    if empty:
+        lines.append(f"{empty:,} of the classes have no text to train on")
+    if (counts > 0).sum() == 1:
+        lines.append("all texts to train on are of one class")
+    return lines
 
 
 def _order(
@@ -246,15 +279,7 @@ def prepare_run(plan: Plan, world: World, kill: KillSwitch) -> Prepared:
     """Builds what the plan needs: model, optimizer, checkpoints; the expensive part."""
     job = plan.job
     settings, strategy = job.settings, job.strategy
-    maker = ModelMaker(
-        source=job.source,
-        workload=job.workload,
-        strategy=strategy,
-        init=settings.init,
-        seed=settings.seed,
-        label_names=plan.texts.label_names,
-    )
-    maker.check()
+    maker = _maker(job, plan.texts.label_names)
     if settings.export:
         check_export(settings.out / MODEL_FOLDER)
     checkpoints = Checkpoints(
@@ -285,6 +310,17 @@ def prepare_run(plan: Plan, world: World, kill: KillSwitch) -> Prepared:
         evaluator=_evaluator(plan, collator, world),
         checkpoints=checkpoints,
         arguments=forward_arguments(collator.config, maker.options),
+    )
+
+
+def _maker(job: TrainJob, label_names: tuple[str, ...] = ()) -> ModelMaker:
+    return ModelMaker(
+        source=job.source,
+        workload=job.workload,
+        strategy=job.strategy,
+        init=job.settings.init,
+        seed=job.settings.seed,
+        label_names=label_names,
     )
 
 
