@@ -99,6 +99,29 @@ def test_bad_input_is_one_line(
     assert not (folder / "bad" / "checkpoints").exists()
 
 
+def test_json_progress_is_json_to_the_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = typed(folder, "events", "--eval-share", "0.2", "--no-predict", progress="json")
+    assert run(command) == 0
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {"note", "step", "evaluation", "end"} == {event["event"] for event in events}
+    assert (events[-1]["event"], events[-1]["ended"]) == ("end", "finished")
+
+    assert run([*command, "--resume"]) == 0  # nothing is left to do, and no Record says otherwise
+    assert len(list((folder / "events" / "records").iterdir())) == 1
+    capsys.readouterr()
+    assert run(["records", "ls", str(folder / "events"), "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["records"]
+    record = json.loads((folder / "events" / "records" / listed["file"]).read_text())
+    assert record["metrics"].keys() == {"loss", "accuracy", "macro_f1"}
+    assert record["steps"] == 4
+    assert record["spec"]["workload"]["epochs"] == 1
+
+
+def test_a_refused_start_leaves_no_folder(folder: Path) -> None:
+    assert run(typed(folder, "refused", label_column="nope")) == 2
+    assert not (folder / "refused").exists()
+
+
 def test_no_data_is_said(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert run(["train", str(folder / "model.json"), "--device", "cpu"]) == 2
     assert "--data FILE" in capsys.readouterr().err

@@ -45,7 +45,11 @@ def _text(given: Given, name: str) -> str | None:
 
 
 def _folder(given: str | None) -> Path:
-    return records_folder() if given is None else Path(given).expanduser()
+    """A folder of Records, or the folder of a training run, which has one."""
+    if given is None:
+        return records_folder()
+    folder = Path(given).expanduser()
+    return folder / "records" if (folder / "log.jsonl").is_file() else folder
 
 
 def _list(what: str | None, as_json: bool) -> int:
@@ -78,6 +82,8 @@ def _listed(folder: Path, found: Found) -> Iterator[RenderableType]:
             made.add_row(*_row(entry.record))
         yield made
     yield f"{len(found.entries)} Records in {folder}"
+    if not found.entries and folder == records_folder():
+        yield "a training run keeps its Record in its own folder: rigsize records ls runs/NAME"
     for file, reason in found.broken:
         yield f"left out: {file}: {reason}"
 

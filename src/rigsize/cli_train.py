@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +38,9 @@ def train_verb(given: Given) -> int:
     if ranks is not None and not 1 <= ranks <= _MOST_RANKS:
         raise SpecError("ranks", ranks, "not a number in range", allowed=(f"1 to {_MOST_RANKS}",))
     job = train_job(settings)
+    teller = _Teller(job.settings.progress)
     if _rank() == 0 and not launched():
-        _tell(settings)
+        teller.assumptions(settings)
     from rigsize.train.parallel import UNDER_TORCHRUN, check_ranks
     from rigsize.train.setup import check_job
 
@@ -46,16 +49,38 @@ def train_verb(given: Given) -> int:
     if ranks and ranks > 1 and not under_torchrun:
         check_job(job)
         return launch(ranks, settings.integer("max-restarts"))
-    return as_rank(lambda: _run(job, settings.switch("json")))
+    return as_rank(lambda: _run(job, settings.switch("json"), teller))
 
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _tell(settings: Settings) -> None:
-    for text in [*settings.warnings, *(f"assumed: {line}" for line in settings.assumed)]:
-        say(text)
+class _Teller:
+    """What is said beside the loop's own progress, in the words of that progress."""
+
+    def __init__(self, progress: str) -> None:
+        self._progress = progress
+
+    def assumptions(self, settings: Settings) -> None:
+        """Settings without effect, and what was chosen where nothing was given."""
+        for warning in settings.warnings:
+            self.note(warning)
+        if self._progress != "quiet":
+            for line in settings.assumed:
+                self.note(f"assumed: {line}")
+
+    def note(self, text: str) -> None:
+        """One line."""
+        if self._progress == "json":
+            self.event("note", text=text)
+        else:
+            say(text)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """One JSON line; nothing where nobody asked for them."""
+        if self._progress == "json":
+            print(json.dumps({"event": name, **fields}), file=sys.stderr, flush=True)
 
 
 # -- from flags to a job ------------------------------------------------------------------------
@@ -163,7 +188,7 @@ def _out(settings: Settings, task: str) -> Path:
 # -- the run and its answer ---------------------------------------------------------------------
 
 
-def _run(job: TrainJob, as_json: bool) -> int:
+def _run(job: TrainJob, as_json: bool, teller: _Teller) -> int:
     from rigsize.run.execution import is_out_of_memory
     from rigsize.train.loop import train
     from rigsize.train.record import broken_record
@@ -172,7 +197,7 @@ def _run(job: TrainJob, as_json: bool) -> int:
         outcome, record = train(job)
     except Exception as error:
         if is_out_of_memory(error):
-            return _out_of_memory(job, broken_record(job, error), as_json)
+            return _out_of_memory(job, broken_record(job, error), as_json, teller)
         if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST_RANK):
             raise MeasurementFailed(
                 "ranks",
@@ -181,22 +206,27 @@ def _run(job: TrainJob, as_json: bool) -> int:
                 hint="torchrun starts all again from the last whole checkpoint: --max-restarts",
             ) from error
         raise
-    if record is None:
-        return outcome.exit_code
-    return _answer(outcome, record, as_json)
+    if record is not None:
+        return _answer(outcome, record, as_json, teller)
+    if outcome.world.first:
+        step = outcome.state.step
+        teller.note(f"{outcome.ended} at step {step:,}: nothing was left to do, no Record is made")
+        teller.event("end", ended=outcome.ended, step=step, exit_code=outcome.exit_code)
+    return outcome.exit_code
 
 
-def _out_of_memory(job: TrainJob, record: Record, as_json: bool) -> int:
+def _out_of_memory(job: TrainJob, record: Record, as_json: bool, teller: _Teller) -> int:
     from rigsize.run.record import to_json, write_record
 
     path = write_record(job.settings.out / "records", record)
-    say(f"out of memory: {record.message}; checkpoints stay; Record: {path}")
-    say("smaller --batch-size with --grad-accum, --recompute block or --recipe lean need less")
+    teller.note(f"out of memory: {record.message}; checkpoints stay; Record: {path}")
+    teller.note("smaller --batch-size with --grad-accum, --recompute block or lean need less")
+    teller.event("end", ended="out of memory", record=str(path), exit_code=DOES_NOT_FIT)
     print_answer(lambda: {"record": to_json(record)}, as_json, lambda: ["out of memory"])
     return DOES_NOT_FIT
 
 
-def _answer(outcome: Outcome, record: Record, as_json: bool) -> int:
+def _answer(outcome: Outcome, record: Record, as_json: bool, teller: _Teller) -> int:
     from rigsize.run.compare import compare, to_json
     from rigsize.run.record import to_json as record_json
     from rigsize.run.record import write_record
@@ -218,14 +248,21 @@ def _answer(outcome: Outcome, record: Record, as_json: bool) -> int:
         as_json,
         lambda: _text(outcome, comparison),
     )
-    say(f"Record: {path}")
+    teller.note(f"Record: {path}")
+    code = outcome.exit_code or comparison.exit_code
     if outcome.exit_code:
-        say(
-            f"stopped at step {outcome.state.step:,} and saved; go on with the same command and"
-            " --resume"
-        )
-        return outcome.exit_code
-    return comparison.exit_code
+        saved = " and saved; go on with the same command and --resume"
+        kept = saved if job.settings.checkpoint else "; without checkpoints nothing was saved"
+        teller.note(f"stopped at step {outcome.state.step:,}{kept}")
+    teller.event(
+        "end",
+        ended=outcome.ended,
+        step=outcome.state.step,
+        verdict=comparison.verdict,
+        record=str(path),
+        exit_code=code,
+    )
+    return code
 
 
 def _prediction(outcome: Outcome, record: Record) -> tuple[Any, str]:

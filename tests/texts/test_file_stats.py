@@ -33,7 +33,7 @@ def test_a_file_by_hand(tmp_path: Path, tokenizer: Path, jsonl: Write) -> None:
     assert (document["targets"], "targets_unknown_reason" in document) == (None, True)
     text = "\n".join(stats_text(stats))
     assert "4 rows, 3 of them used" in text
-    assert "1 truncated (row 3)" in text
+    assert "1 longer than the limit, cut (row 3)" in text
     assert "labels: x 2, y 1" in text
 
 

@@ -102,7 +102,7 @@ def test_missing_texts_are_counted_with_their_rows(made: Made, jsonl: Write) -> 
     rows = [{"text": text} for text in ("the", "", None, "  ", "bus")]
     report = made(jsonl(*rows, {"other": 1})).report
     assert (report.rows, report.kept, report.empty) == (6, 2, 4)
-    assert report.problems() == ("4 empty (row 2, 3, 4, 6)",)
+    assert report.problems() == ("4 empty, left out (row 2, 3, 4, 6)",)
 
 
 def test_a_cell_that_is_no_text_is_told(made: Made, jsonl: Write) -> None:

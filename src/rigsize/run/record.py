@@ -119,6 +119,8 @@ class Record:
     cap: Cap | None = None
     losses: tuple[float, ...] = ()
     """Training: as logged."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Training: of the last evaluation."""
     schema_version: str = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -247,6 +249,8 @@ def _added_in_1_1(record: Record) -> dict[str, Any]:
         found["sizes"] = dict(record.sizes)
     if record.losses:
         found["losses"] = list(record.losses)
+    if record.metrics:
+        found["metrics"] = dict(record.metrics)
     parts = {name: getattr(record, name) for name in _PARTS}
     return found | {name: part_to_json(part) for name, part in parts.items() if part is not None}
 
@@ -278,6 +282,7 @@ def _record(document: Mapping[str, Any]) -> Record:
         kind=str(document.get("kind", "measure")),
         sizes=MappingProxyType(dict(document.get("sizes", {}))),
         losses=tuple(document.get("losses", ())),
+        metrics=MappingProxyType(dict(document.get("metrics", {}))),
         **{
             name: part_from_json(kind, document[name])
             for name, kind in _PARTS.items()

@@ -45,6 +45,14 @@ class Example:
     it does not count (token-classification)."""
 
 
+_PROBLEMS = {
+    "empty": "empty, left out",
+    "truncated": "longer than the limit, cut",
+    "second_truncated": "targets longer than the limit, cut",
+    "broken_utf8": "with bytes that are not UTF-8, replaced",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadReport:
     """What reading found; row numbers are the first few of each."""
@@ -65,10 +73,10 @@ class ReadReport:
     """Which columns were read, and which of them nobody named."""
 
     def problems(self) -> tuple[str, ...]:
-        """`12 empty (row 4, 19 ...)`, one each; empty where all was well."""
+        """`12 empty, left out (row 4, 19 ...)`, one each; empty where all was well."""
         return tuple(
-            f"{count:,} {name.replace('_', ' ')} (row {self._shown(name, count)})"
-            for name in ("empty", "truncated", "second_truncated", "broken_utf8")
+            f"{count:,} {words} (row {self._shown(name, count)})"
+            for name, words in _PROBLEMS.items()
             if (count := getattr(self, name))
         )
 

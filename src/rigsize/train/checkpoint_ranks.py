@@ -78,5 +78,5 @@ def _explained(error: BaseException) -> SizingError:
 def _explained_os(error: OSError) -> MeasurementFailed:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     problem = "no space left on the disk" if full else error.strerror or type(error).__name__
-    hint = "free some space and resume; older checkpoints are untouched" if full else ""
-    return MeasurementFailed("checkpoint", error.filename or "", problem, hint=hint)
+    hint = "free some space, then --resume: checkpoints that were whole still are" if full else ""
+    return MeasurementFailed("checkpoint", error.filename or "a file of it", problem, hint=hint)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 
+from rigsize.errors import SizingError
 from rigsize.run.record import Record
 from rigsize.run.step import train_step
 from rigsize.texts.tokenizer import load_tokenizer, tokenizer_place
@@ -54,9 +57,23 @@ def train(job: TrainJob) -> tuple[Outcome, Record | None]:
     try:
         with listening() as interrupt:
             outcome = _Trainer(job, world, interrupt).run()
-            return outcome, record_of(outcome)
+            # A finished run that was resumed has measured nothing.
+            return outcome, record_of(outcome) if outcome.micro_batches else None
+    except SizingError:
+        if world.first:
+            _leave_no_empty_folder(job.settings.out)
+        raise
     finally:
         stop_world(world)
+
+
+def _leave_no_empty_folder(out: Path) -> None:
+    """A run that was refused leaves no folder that a second try would stumble over."""
+    checkpoints = out / "checkpoints"
+    if checkpoints.is_dir() and {path.name for path in checkpoints.iterdir()} <= {".lock"}:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty, or never made
+        out.rmdir()
 
 
 class _Trainer:
@@ -94,6 +111,7 @@ class _Trainer:
         )
         self.pace, self.losses = Pace(), list[float]()
         self.watch = Watch(world.device, self._metered_step())
+        self.micro_batches = 0
         self._saved_at, self._saved_step = time.monotonic(), -1
 
     # -- before and after -----------------------------------------------------------------------
@@ -141,6 +159,7 @@ class _Trainer:
             losses=tuple(self.losses),
             model_folder=folder,
             resumed_step=self.resumed_step,
+            micro_batches=self.micro_batches,
             notes=(*self.plan.notes, *self.notes),
         )
 
@@ -207,6 +226,7 @@ class _Trainer:
         )
         metered = self.watch.end()
         state.step += 1
+        self.micro_batches += len(step.micro_batches)
         state.epoch, state.window = step.epoch, step.window + 1
         self._report(step, losses, factor, time.perf_counter() - began, metered)
 

@@ -48,4 +48,6 @@ class Outcome:
     model_folder: Path | None
     """Where the trained model was exported to."""
     resumed_step: int
+    micro_batches: int
+    """Made by this rank since it started or resumed."""
     notes: tuple[str, ...]

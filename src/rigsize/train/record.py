@@ -32,7 +32,7 @@ def record_of(outcome: Outcome) -> Record | None:
     if not outcome.world.first:
         return None
     job, largest = outcome.plan.job, outcome.watch.largest
-    base = _blank(job, outcome.plan.steps)
+    base = _blank(job, outcome.state.step)
     workload = _as_it_ran(job.workload, outcome)
     worst = max(peaks, key=lambda peak: peak["allocated_peak_bytes"] or 0)
     return replace(
@@ -40,7 +40,7 @@ def record_of(outcome: Outcome) -> Record | None:
         kind="train",
         workload=asdict(workload),
         outcome="ok",
-        message="" if outcome.ended == "finished" else outcome.ended,
+        message=_message(outcome),
         memory=_memory(worst, job.device),
         step_times_s=tuple(round(sample[0], 6) for sample in outcome.pace.samples),
         notes=outcome.notes,
@@ -58,7 +58,14 @@ def record_of(outcome: Outcome) -> Record | None:
         throughput=_throughput(outcome.pace, len(outcome.plan.train_indices)),
         texts=_texts(outcome),
         losses=outcome.losses,
+        metrics={k: v for k, v in outcome.state.metrics.items() if k != "step"},
     )
+
+
+def _message(outcome: Outcome) -> str:
+    if outcome.ended == "finished":
+        return ""
+    return f"{outcome.ended} at step {outcome.state.step:,} of {outcome.plan.steps:,}"
 
 
 def broken_record(job: TrainJob, error: BaseException) -> Record:
@@ -86,10 +93,13 @@ def _blank(job: TrainJob, steps: int) -> Record:
 def _as_it_ran(workload: Workload, outcome: Outcome) -> Workload:
     """With what the data decided: whether the largest micro-batch had padding in it."""
     largest = outcome.watch.largest
-    examples = len(outcome.plan.train_indices)
-    if largest is None:
-        return replace(workload, examples=examples)
-    return replace(workload, padding_in_batch=largest.padded, examples=examples)
+    windows = outcome.plan.order.windows
+    workload = replace(
+        workload,
+        examples=len(outcome.plan.train_indices),
+        epochs=max(1, -(-outcome.state.step // windows)),
+    )
+    return workload if largest is None else replace(workload, padding_in_batch=largest.padded)
 
 
 def _peaks(outcome: Outcome) -> dict[str, Any]:
@@ -163,7 +173,7 @@ def _texts(outcome: Outcome) -> Texts:
         source=plan.job.data.file.name,
         texts=len(lengths),
         mean_length=float(lengths.mean()),
-        micro_batches=sum(1 for _ in outcome.pace.samples) * plan.job.strategy.accumulation,
+        micro_batches=outcome.micro_batches,
         micro_steps=outcome.watch.micro_steps,
         padded=largest is None or largest.padded,
         worst="" if largest is None else f"{largest.texts} texts, {largest.real_tokens} tokens",
