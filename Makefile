@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12 make test       another interpreter
 #   TORCH_PIP="--index-url URL"       another build of torch (CPU only, another CUDA)
+#   WORKERS=8 make test               as many tests at a time (2 by default)
 
 PYTHON ?= python3
 TORCH_PIP ?=
@@ -11,7 +12,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
-PYTEST := $(BIN)/python -m pytest
+# One thread each, so that the workers do not fight for the cores.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 # pytest's exit status 5 says that nothing was collected: no reason to fail for an empty group.
 NONE_IS_FINE := || [ $$? -eq 5 ]
 
