@@ -203,6 +203,21 @@ def test_bad_input_of_several_ranks_is_told_once_and_not_tried_again(folder: Pat
 
 
 @pytest.mark.slow
+def test_a_port_in_use_is_one_line(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+        command = typed(folder, "port", "--parallel", "ddp", "--no-checkpoint", batch_size="4")
+        process = start(["-m", "rigsize", *command], **meeting, **ranks)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert "a port in use?" in said.strip().splitlines()[-1]
+    assert not (folder / "port").exists()
+
+
+@pytest.mark.slow
 def test_two_nodes_are_the_same_command_under_torchrun(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
