@@ -264,7 +264,9 @@ def test_with_batch() -> None:
 
 def test_fits_on_asks_the_high_end_of_the_context() -> None:
     strategy = Strategy(micro_batch=2, optimizer="adamw-fused")
-    program = build(SOURCE, tiny.profile(), strategy, card(1 << 30), {"B": 2, "S": 8})
+    program = build(
+        SOURCE, tiny.profile(), strategy, Cluster(accelerator=card(1 << 30)), {"B": 2, "S": 8}
+    )
     # 22 MiB reserved and 4 of context.
     assert fits_on(program, card(26 * MIB))
     assert not fits_on(program, card(26 * MIB - 1))

@@ -79,6 +79,8 @@ _WHAT = (
         negatable=True,
     ),
     _flag("mask-share", "X", "Of a text's tokens that masked-lm predicts; 0.15 by default."),
+    _flag("prompt-length", "P", "Tokens of the prompt, inference of decoders; with a cache."),
+    _flag("max-new-tokens", "N", "Tokens to write behind the prompt."),
     _flag("examples", "N", "Texts an epoch; memory does not depend on it."),
     _flag("epochs", "N", "Epochs; memory does not depend on it."),
 )
@@ -86,16 +88,26 @@ _HOW = (
     _flag(
         "method",
         "METHOD",
-        "full (the default), or lora, dora, ia3, prefix, prompt by peft; estimates answer full.",
+        "full (the default), or by peft: lora, dora, ia3, adalora, prefix, prompt, and on quantised"
+        " weights qlora and int8-lora.",
     ),
-    _flag("lora-rank", "R", "Rank of lora and dora; 8 by default."),
+    _flag("lora-rank", "R", "Rank of the LoRA methods; 8 by default."),
+    _flag("lora-dropout", "X", "Before the adapter's first product; 0 by default."),
+    _switch("rslora", "Scale LoRA by the root of its rank."),
     _flag("lora-targets", "NAMES", "Modules to adapt, comma separated; peft's choice by default."),
     _flag("adapter-dtype", "DTYPE", "fp32 (the default, as peft has it) or same as the weights."),
     _flag("virtual-tokens", "N", "Of prefix and prompt tuning; 20 by default."),
     _flag(
+        "quantization",
+        "KIND",
+        "How base weights are stored: nf4, nf4-double, int8 (bitsandbytes), int8-torchao,"
+        " int4-torchao or fp8; by default what method and precision say.",
+    ),
+    _flag(
         "precision",
         "POLICY",
-        "fp32 (the default), tf32, amp-bf16, amp-fp16, bf16, fp16 (inference) or fp16-master.",
+        "fp32 (the default), tf32, amp-bf16, amp-fp16, bf16, fp16-master; for inference also fp16,"
+        " int8, int4 and fp8.",
     ),
     _flag(
         "optim",
@@ -125,8 +137,21 @@ _HOW = (
         "Whether the loop keeps the model's output through the backward pass (yes by default).",
         negatable=True,
     ),
-    _flag("parallel", "HOW", "single (the default), ddp or fsdp; estimates answer single."),
-    _flag("offload", "WHAT", "none (the default) or cpu, with fsdp."),
+    _flag("parallel", "HOW", "single (the default), ddp, fsdp, hsdp, zero1, zero2 or zero3."),
+    _flag("shard-size", "N", "Ranks that share one copy of the states with hsdp; a node's else."),
+    _switch(
+        "reshard",
+        "Whether FSDP frees a block's parameters after its forward pass (yes by default).",
+        negatable=True,
+    ),
+    _switch("bucket-view", "DDP's gradient_as_bucket_view: no second copy of the gradients."),
+    _flag(
+        "offload",
+        "WHAT",
+        "none (the default), cpu, cpu-params, optimizer or activations: what goes to the host.",
+    ),
+    _switch("optim-in-backward", "Step on each parameter as soon as its gradient is there."),
+    _switch("compile", "torch.compile the model."),
     _flag(
         "recipe",
         "NAME",
@@ -140,7 +165,7 @@ _FROM = (
     _switch("offline", "Never ask the hub."),
 )
 _JSON = _switch("json", "One JSON document on stdout, errors too.")
-_LATER = _later("prompt-length", "max-new-tokens", "data")
+_LATER = _later("data")
 _DATA = (
     _flag("data", "FILE", "JSONL, CSV, TSV, Parquet, text, a saved folder or a hub id."),
     _flag("text-column", "NAME", "Guessed by its usual names, and said, where not given."),
@@ -188,8 +213,8 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         *_HOW,
         _flag(
             "gpus",
-            "NAME[:N]",
-            "The card: A100-80GB, H100, L4, cpu, ...; `rigsize gpus` lists them.",
+            "NAME[:N[xM]]",
+            "The card, N a node, M nodes: A100-80GB, H100:8x2, L4, cpu; `rigsize gpus` lists them.",
         ),
         _flag("headroom", "SIZE|%", "Memory of the card to leave free: 2GiB or 10%."),
         _flag("fail-over", "SIZE", "Exit with 3 when the peak is above this: 24GiB."),
@@ -217,7 +242,6 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         ),
         *_FROM,
         _JSON,
-        *_later("prompt-length", "max-new-tokens"),
     ),
     "train": (
         *_WHAT,
@@ -228,7 +252,6 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _flag("seed", "N", "Of weights, order, masks and dropout; 0 by default."),
         *_FROM,
         _JSON,
-        *_later("prompt-length", "max-new-tokens"),
     ),
     "data": (
         _flag("task", "TASK", "What the texts are for; sequence-classification by default."),

@@ -17,12 +17,14 @@ from rigsize.recipes import recipe_flags
 from rigsize.spec import POLICIES, Cluster, Strategy, Workload
 from rigsize.spec.checks import integer, one_of
 from rigsize.spec.strategy import (
+    LORA_METHODS,
     LOSSES,
     METHODS,
     NOT_YET,
     OFFLOADS,
     OPTIMIZER_ALIASES,
     PARALLELS,
+    QUANTIZATIONS,
     RECOMPUTES,
 )
 from rigsize.spec.workload import PADDINGS
@@ -41,11 +43,12 @@ DECODER_LENGTH = 1024
 MOST_GLOBAL_BATCH = 10**9
 _VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "parallel": (PARALLELS, NOT_YET["parallel"]),
-    "offload": (OFFLOADS, NOT_YET["offload"]),
-    "method": (METHODS, NOT_YET["method"]),
+    "offload": (OFFLOADS, ()),
+    "method": (METHODS, ()),
+    "quantization": (QUANTIZATIONS, ()),
     "loss": (LOSSES, ()),
     "recompute": (RECOMPUTES, NOT_YET["recompute"]),
-    "precision": (tuple(POLICIES), ("int8", "int4")),
+    "precision": (tuple(POLICIES), ()),
     "padding": (PADDINGS, ()),
 }
 """By flag: the contract's values that are taken, and those of a later release."""
@@ -248,7 +251,7 @@ def _workload(settings: Settings, name: str, config: Mapping[str, Any]) -> Workl
         settings.assumed.append("dynamic padding: a batch whose longest text has max-length tokens")
     optional: dict[str, Any] = {
         key: value
-        for key in ("num_labels", "examples", "epochs")
+        for key in ("num_labels", "examples", "epochs", "prompt_length", "max_new_tokens")
         if (value := settings.integer(key)) is not None
     }
     share = settings.text("mask-share")
@@ -332,12 +335,28 @@ def _strategy(settings: Settings) -> tuple[Strategy, bool, int | None]:
     return strategy, auto, global_batch
 
 
-_STRATEGY_TEXTS = ("loss", "parallel", "offload", "method", "lora_targets", "adapter_dtype")
-_STRATEGY_NUMBERS = ("tokens_per_batch", "lora_rank", "virtual_tokens")
+_STRATEGY_TEXTS = (
+    "loss",
+    "parallel",
+    "offload",
+    "method",
+    "lora_targets",
+    "adapter_dtype",
+    "quantization",
+)
+_STRATEGY_NUMBERS = ("tokens_per_batch", "lora_rank", "virtual_tokens", "shard_size")
+_STRATEGY_SWITCHES = {
+    "reshard": "reshard_after_forward",
+    "bucket-view": "bucket_view",
+    "rslora": "rslora",
+    "optim-in-backward": "optimizer_in_backward",
+    "compile": "compile",
+}
 _OF_METHOD = {
-    "lora-rank": ("lora", "dora"),
-    "lora-targets": ("lora", "dora", "ia3"),
-    "adapter-dtype": ("lora", "dora", "ia3"),
+    "lora-rank": LORA_METHODS,
+    "lora-dropout": LORA_METHODS,
+    "lora-targets": (*LORA_METHODS, "ia3"),
+    "adapter-dtype": (*LORA_METHODS, "ia3"),
     "virtual-tokens": ("prefix", "prompt"),
 }
 
@@ -352,7 +371,12 @@ def _more_of_strategy(settings: Settings) -> dict[str, Any]:
         key: value for key in _STRATEGY_TEXTS if (value := settings.text(key)) is not None
     }
     numbers = {key: settings.integer(key.replace("_", "-")) for key in _STRATEGY_NUMBERS}
-    return given | {key: number for key, number in numbers.items() if number is not None}
+    given |= {key: number for key, number in numbers.items() if number is not None}
+    for flag, key in _STRATEGY_SWITCHES.items():
+        if settings.given.get(flag.replace("-", "_")) is not None:
+            given[key] = settings.switch(flag)
+    dropout = settings.text("lora-dropout")
+    return given if dropout is None else given | {"lora_dropout": number("lora-dropout", dropout)}
 
 
 def _accumulation(settings: Settings, micro: int, global_batch: int | None) -> int:
@@ -407,14 +431,14 @@ def parse_target(settings: Settings) -> Target:
     """The device, with the headroom taken off its capacity."""
     text = settings.or_assumed("gpus", ASSUMED_GPU, "the article's card")
     gpus = parse_gpus(text)
-    if gpus.per_node * gpus.nodes > 1:
-        raise UnsupportedCombination(
-            "gpus", text, "several devices are not answered yet", allowed=("one device",)
-        )
     fail_over = settings.text("fail-over")
     headroom = _headroom(settings, gpus.accelerator)
     return Target(
-        cluster=Cluster(accelerator=_less(gpus.accelerator, headroom)),
+        cluster=Cluster(
+            accelerator=_less(gpus.accelerator, headroom),
+            per_node=gpus.per_node,
+            nodes=gpus.nodes,
+        ),
         headroom_bytes=headroom,
         fail_over_bytes=None if fail_over is None else parse_bytes(fail_over, "fail-over"),
         note=gpus.assumed_note,
@@ -443,6 +467,15 @@ def _less(accelerator: Accelerator, headroom_bytes: int) -> Accelerator:
     if not headroom_bytes or capacity is None:
         return accelerator
     return replace(accelerator, capacity=replace(capacity, value=capacity.value - headroom_bytes))
+
+
+def settle_parallel(settings: Settings, job: Job, cluster: Cluster) -> Job:
+    """Several devices that nobody said how to use train by DDP, and this is said to be assumed."""
+    several, training = cluster.devices > 1, job.workload.training
+    if not several or not training or settings.text("parallel") is not None:
+        return job
+    parallel = settings.or_assumed("parallel", "ddp", f"there are {cluster.devices:,} devices")
+    return replace(job, strategy=replace(job.strategy, parallel=parallel))
 
 
 def settle_batch(job: Job, cluster: Cluster, find: Callable[..., int]) -> tuple[Job, bool]:

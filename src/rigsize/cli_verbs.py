@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_common import Given, print_answer, say, settings_of, waiting
 from rigsize.cli_flags import VERBS as FLAGS
-from rigsize.cli_job import Job, Target, parse_job, parse_target, settle_batch
+from rigsize.cli_job import (
+    Job,
+    Target,
+    parse_job,
+    parse_target,
+    settle_batch,
+    settle_parallel,
+)
 from rigsize.errors import SpecError
 
 if TYPE_CHECKING:
@@ -30,7 +37,7 @@ def estimate_verb(given: Given) -> int:
     """`rigsize estimate MODEL`."""
     settings = settings_of("estimate", given)
     target = parse_target(settings)
-    job = parse_job(settings)
+    job = settle_parallel(settings, parse_job(settings), target.cluster)
     for warning in settings.warnings:
         say(f"warning: {warning}")
     explained = settings.switch("explain")

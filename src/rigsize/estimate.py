@@ -16,6 +16,7 @@ from rigsize.models import ModelSource, check_task, max_positions
 from rigsize.point import assumed_sizes, point_of
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
+from rigsize.program.mesh import mesh_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.strategy import RUN_ONLY_OPTIMIZERS
 from rigsize.trace.profile import Profile, TraceKey
@@ -124,7 +125,7 @@ def estimate(
     point |= {symbol: size for symbol, size in (sizes or {}).items() if symbol in point}
     if profile is None:
         profile = profile_for(source, workload, strategy, accelerator, point)
-    program = build(source, profile, strategy, accelerator, point)
+    program = build(source, profile, strategy, cluster, point)
     played, verdict = _play(program, accelerator)
     assumed = () if sizes else assumed_sizes(workload, strategy)
     return Estimate(
@@ -160,15 +161,16 @@ def build(
     source: ModelSource,
     profile: Profile,
     strategy: Strategy,
-    accelerator: Accelerator,
+    cluster: Cluster,
     point: Mapping[str, int],
 ) -> Program:
-    """The Program of one device."""
+    """The Program of one rank."""
     return build_program(
         profile,
         point,
         strategy,
-        environment_of(accelerator, strategy),
+        environment_of(cluster.accelerator, strategy),
+        mesh_of(strategy, cluster),
         vocabulary=int(source.config.get("vocab_size") or 0),
     )
 
@@ -252,24 +254,34 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
             f"only seq2seq-lm has target tokens, the task is {workload.task}",
         )
     check_together(workload, strategy)
-    _refuse_later(strategy)
+    _refuse_later(workload, strategy)
 
 
-_ANSWERED = {"parallel": ("single",), "method": ("full",)}
-"""Of what `rigsize.run` and `rigsize.train` can run already."""
+_ANSWERED: dict[str, tuple[object, ...]] = {
+    "parallel": ("single",),
+    "offload": ("none",),
+    "method": ("full",),
+    "stored_as": ("none",),
+    "optimizer_in_backward": (False,),
+    "compile": (False,),
+}
+_FLAGS = {"stored_as": "quantization", "optimizer_in_backward": "optim-in-backward"}
 
 
-def _refuse_later(strategy: Strategy) -> None:
+def _refuse_later(workload: Workload, strategy: Strategy) -> None:
     for field, answered in _ANSWERED.items():
         value = getattr(strategy, field)
         if value not in answered:
             raise UnsupportedCombination(
-                field,
+                _FLAGS.get(field, field),
                 value,
                 "not answered yet",
-                allowed=answered,
-                hint="`rigsize train` and `rigsize measure` run it",
+                allowed=[str(value) for value in answered],
             )
+    for name in ("prompt_length", "max_new_tokens"):
+        value = getattr(workload, name)
+        if value is not None:
+            raise UnsupportedCombination(name.replace("_", "-"), value, "not answered yet")
     if strategy.optimizer in RUN_ONLY_OPTIMIZERS:
         raise UnsupportedCombination(
             "optim", strategy.optimizer, "not answered yet", nearest="adamw-fused"

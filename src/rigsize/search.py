@@ -68,7 +68,7 @@ def _fits(
         if profile is None:
             profile = profile_for(source, workload, tried, cluster.accelerator, point)
             known.append(profile)
-        program = build(source, profile, tried, cluster.accelerator, point)
+        program = build(source, profile, tried, cluster, point)
         return fits_on(program, cluster.accelerator)
 
     return fits

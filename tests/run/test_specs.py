@@ -41,7 +41,7 @@ def test_the_command_lines_words_become_records() -> None:
         ({"padding_in_batch": 1}, "not a switch"),
         ({"max_grad_norm": -1.0}, "not a norm"),
         ({"max_grad_norm": float("nan")}, "not a norm"),
-        ({"precision": "fp8"}, "precision"),
+        ({"precision": "fp6"}, "precision"),
         ({"histogram": [[5]]}, "not a histogram"),
         ({"histogram": [[5, 1], [5, 1]]}, "histogram"),
         ({"cap": 40}, "not a text"),

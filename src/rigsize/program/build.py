@@ -20,6 +20,7 @@ from rigsize.program.categories import Categories, backbone_of, weight_category
 from rigsize.program.clipping import LossScaler
 from rigsize.program.environment import Environment
 from rigsize.program.lower import ALLOC, FREE, GRADIENT, WORKSPACE, Lowering, Primitive
+from rigsize.program.mesh import ALONE, Mesh
 from rigsize.program.micro_step import MicroStep
 from rigsize.program.optimizer import make_optimizer, optimizer_phase
 from rigsize.program.tiling import Tiled
@@ -62,11 +63,12 @@ def build_program(
     point: Mapping[str, int],
     strategy: Strategy,
     environment: Environment,
+    mesh: Mesh = ALONE,
     *,
     vocabulary: int = 0,
 ) -> Program:
-    """The Program of `profile` at one size {B, S, T}; TraceFailed outside the proved domains."""
-    builder = _Builder(profile, point, strategy, environment, vocabulary)
+    """The Program of one rank at one size {B, S, T}; TraceFailed outside the proved domains."""
+    builder = _Builder(profile, point, strategy, environment, mesh, vocabulary)
     return builder.build()
 
 
@@ -77,13 +79,14 @@ class _Builder:
         point: Mapping[str, int],
         strategy: Strategy,
         environment: Environment,
+        mesh: Mesh,
         vocabulary: int,
     ) -> None:
         body = profile.body_at(point)
         if body is None:
             raise TraceFailed("size", dict(point), "the profile was not proved for this size")
         self.profile, self.strategy, self.environment = profile, strategy, environment
-        self.body = body
+        self.body, self.mesh = body, mesh
         self.values = monomials_at(point)
         self.categories = Categories(profile, vocabulary)
         self.timeline = Timeline()

@@ -35,8 +35,33 @@ def check_job(
     check_task(source.config, workload.task)
     _check_length(source, workload)
     check_together(workload, strategy)
+    _check_runs(workload, strategy)
     if options is not None:
         check_options(options, strategy, device)
+
+
+_RUN: dict[str, tuple[object, ...]] = {
+    "parallel": ("single", "ddp", "fsdp"),
+    "offload": ("none", "cpu"),
+    "method": ("full", "lora", "dora", "ia3", "prefix", "prompt"),
+    "quantization": ("none",),
+    "optimizer_in_backward": (False,),
+    "compile": (False,),
+}
+"""What the loop runs for real; estimates answer more."""
+
+
+def _check_runs(workload: Workload, strategy: Strategy) -> None:
+    for field, run in _RUN.items():
+        value = getattr(strategy, field)
+        if value not in run:
+            raise UnsupportedCombination(
+                field.replace("_", "-"), value, "not run yet", allowed=[str(v) for v in run]
+            )
+    for name in ("prompt_length", "max_new_tokens"):
+        value = getattr(workload, name)
+        if value is not None:
+            raise UnsupportedCombination(name.replace("_", "-"), value, "not run yet")
 
 
 def _check_length(source: ModelSource, workload: Workload) -> None:

@@ -37,3 +37,9 @@ def fraction(field: str, value: object) -> None:
     """Refuses what is not a number above 0 and up to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise SpecError(field, value, "not a share", allowed=("above 0, up to 1",))
+
+
+def share(field: str, value: object) -> None:
+    """Refuses what is not a number from 0 to below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise SpecError(field, value, "not a share", allowed=("0, up to below 1",))

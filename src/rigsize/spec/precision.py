@@ -71,6 +71,23 @@ POLICIES: dict[str, PrecisionPolicy] = {
         _policy("bf16", "half", "bfloat16", 2, 2, 0, 2, note="pure bf16, no master copy"),
         _policy("fp16", "half", "float16", 2, 0, 0, 0, training=False, note="inference only"),
         _policy(
+            "int8",
+            "half",
+            "float16",
+            1,
+            0,
+            0,
+            0,
+            training=False,
+            note="LLM.int8 weights, fp16 math",
+        ),
+        _policy(
+            "int4", "half", "bfloat16", 1, 0, 0, 0, training=False, note="NF4 weights, bf16 math"
+        ),
+        _policy(
+            "fp8", "half", "bfloat16", 1, 0, 0, 0, training=False, note="fp8 weights, bf16 math"
+        ),
+        _policy(
             "fp16-master",
             "half",
             "float16",
@@ -87,5 +104,5 @@ POLICIES: dict[str, PrecisionPolicy] = {
 
 def find_policy(name: str) -> PrecisionPolicy:
     """The policy of that name; SpecError otherwise."""
-    one_of("precision", name, POLICIES, "int8 and int4 weights come with a later release")
+    one_of("precision", name, POLICIES)
     return POLICIES[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rigsize.errors import UnsupportedCombination
-from rigsize.spec.checks import integer, one_of
+from rigsize.spec.checks import integer, one_of, share
 from rigsize.spec.precision import PrecisionPolicy, find_policy
 from rigsize.spec.workload import MAX_BATCH
 
@@ -26,17 +26,30 @@ OPTIMIZER_ALIASES = {"adamw": "adamw-foreach"}
 ATTENTIONS = ("sdpa", "eager", "flash")
 RECOMPUTES = ("none", "block")
 LOSSES = ("all", "masked", "chunked")
-PARALLELS = ("single", "ddp", "fsdp")
-OFFLOADS = ("none", "cpu")
-METHODS = ("full", "lora", "dora", "ia3", "prefix", "prompt")
+PARALLELS = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
+LATER_PARALLELS = ("tensor", "pipeline", "context", "expert")
+"""Other ways to split a model: each changes what every rank computes, not only what it holds."""
+OFFLOADS = ("none", "cpu", "cpu-params", "optimizer", "activations")
+METHODS = (
+    "full",
+    "lora",
+    "dora",
+    "ia3",
+    "adalora",
+    "prefix",
+    "prompt",
+    "qlora",
+    "int8-lora",
+)
+LORA_METHODS = ("lora", "dora", "adalora", "qlora", "int8-lora")
+QUANTIZATIONS = ("none", "nf4", "nf4-double", "int8", "int8-torchao", "int4-torchao", "fp8")
+"""How base weights are stored: bitsandbytes' NF4 (QLoRA's double quantisation too) and LLM.int8,
+torchao's weight-only int8 and int4, fp8 with a scale a row."""
+_QUANTIZATION_OF = {"qlora": "nf4-double", "int8-lora": "int8"}
+_QUANTIZATION_OF_PRECISION = {"int8": "int8", "int4": "nf4", "fp8": "fp8"}
 PROMPT_METHODS = ("prefix", "prompt")
 """They put positions before the text, which moves every row that a head could select."""
-NOT_YET = {
-    "parallel": ("hsdp", "zero1", "zero2", "zero3"),
-    "offload": ("cpu-params", "optimizer", "activations"),
-    "method": ("qlora", "int8-lora"),
-    "recompute": ("selective",),
-}
+NOT_YET = {"parallel": LATER_PARALLELS, "recompute": ("selective",)}
 """Contract values that a later release answers; named so that the refusal can say so."""
 
 
@@ -61,17 +74,36 @@ class Strategy:
     tokens_per_batch: int | None = None
     """Token budget of an unpadded micro-batch; None for `micro_batch` texts."""
     parallel: str = "single"
+    shard_size: int | None = None
+    """Ranks that hold one copy of the states together (hsdp); None is the devices of a node."""
+    reshard_after_forward: bool = True
+    """FSDP2 frees a block's whole parameters after its forward pass and gathers them again."""
+    bucket_view: bool = False
+    """DDP's `gradient_as_bucket_view`: no second copy of the gradients."""
     offload: str = "none"
-    """cpu: FSDP2's `CPUOffloadPolicy`, shards, gradients and optimizer on the host."""
+    """cpu: FSDP2's `CPUOffloadPolicy`, shards, gradients and optimizer on the host; ZeRO's
+    optimizer and parameters. cpu-params: ZeRO-3's parameters alone. optimizer: its states and step.
+    activations: saved tensors, by `torch.autograd.graph.save_on_cpu`."""
     method: str = "full"
     lora_rank: int = 8
-    """Of lora and dora."""
+    """Of the LoRA methods."""
+    rslora: bool = False
+    """Scaled by the root of the rank (Kalajdzievski 2023); memory does not change."""
+    lora_dropout: float = 0.0
+    """Before the adapter's first product; peft's default is none."""
     lora_targets: str | None = None
     """Module names, comma separated; None is peft's choice for the architecture."""
     adapter_dtype: str = "fp32"
     """fp32 (peft's default for 16-bit weights) or `same` as the weights."""
     virtual_tokens: int = 20
     """Virtual tokens of prefix and prompt."""
+    quantization: str = "none"
+    """How base weights are stored, one of QUANTIZATIONS; `none` is what the precision and the
+    method say (`stored_as`)."""
+    optimizer_in_backward: bool = False
+    """Each parameter is stepped on when its gradient is ready, and the gradient freed."""
+    compile: bool = False
+    """`torch.compile` of the model."""
 
     def __post_init__(self) -> None:
         find_policy(self.precision)
@@ -86,13 +118,18 @@ class Strategy:
         one_of("method", self.method, METHODS)
         one_of("adapter-dtype", self.adapter_dtype, ("fp32", "same"))
         integer("lora-rank", self.lora_rank, 1, 65_536)
+        one_of("quantization", self.quantization, QUANTIZATIONS)
         integer("virtual-tokens", self.virtual_tokens, 1, 65_536)
+        share("lora-dropout", self.lora_dropout)
+        if self.shard_size is not None:
+            integer("shard-size", self.shard_size, 1, 100_000_000)
         if self.tokens_per_batch is not None:
             integer("tokens-per-batch", self.tokens_per_batch, 1, 10**9)
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.offload != "none" and self.parallel != "fsdp":
+        sharded = ("fsdp", "hsdp", "zero1", "zero2", "zero3")
+        if self.offload in ("cpu", "cpu-params") and self.parallel not in sharded:
             raise UnsupportedCombination(
                 "offload",
                 self.offload,
@@ -110,7 +147,7 @@ class Strategy:
             raise UnsupportedCombination(
                 "loss", self.loss, f"{self.method} tuning moves the positions", allowed=("all",)
             )
-        if self.parallel == "fsdp" and self.policy.loss_scaling:
+        if self.parallel in ("fsdp", "hsdp") and self.policy.loss_scaling:
             raise UnsupportedCombination(
                 "precision",
                 self.precision,
@@ -118,6 +155,14 @@ class Strategy:
                 allowed=("fp32", "tf32", "amp-bf16", "bf16"),
                 nearest="amp-bf16",
             )
+
+    @property
+    def stored_as(self) -> str:
+        """How base weights are stored: what was asked for, else what method or precision mean."""
+        if self.quantization != "none":
+            return self.quantization
+        by_method = _QUANTIZATION_OF.get(self.method)
+        return by_method or _QUANTIZATION_OF_PRECISION.get(self.precision, "none")
 
     @property
     def policy(self) -> PrecisionPolicy:

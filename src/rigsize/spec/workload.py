@@ -45,6 +45,10 @@ class Workload:
     examples: int | None = None
     """Texts an epoch; memory does not depend on it."""
     epochs: int = 1
+    prompt_length: int | None = None
+    """Tokens a decoder reads before it writes (inference); None is one pass over max_length."""
+    max_new_tokens: int | None = None
+    """Tokens it writes, each beside the cache of all before it."""
     mask_share: float = 0.15
     """Of a text's tokens that a masked-LM step predicts; Devlin et al. 2018 (BERT), 3.1."""
 
@@ -56,6 +60,10 @@ class Workload:
         integer("num-labels", self.num_labels, 1, MAX_LABELS)
         integer("epochs", self.epochs, 1, 1_000_000)
         fraction("mask-share", self.mask_share)
+        if self.prompt_length is not None:
+            integer("prompt-length", self.prompt_length, 1, MAX_LENGTH)
+        if self.max_new_tokens is not None:
+            integer("max-new-tokens", self.max_new_tokens, 1, MAX_LENGTH)
         if self.max_target_length is not None:
             integer("max-target-length", self.max_target_length, 1, MAX_LENGTH)
         if self.examples is not None:

@@ -51,6 +51,12 @@ class TraceKey:
     unpadded: str = ""
     """Texts one after another in one row (`run.packing`): the attention they get, flash or grid;
     empty for padded batches."""
+    adapter: str = ""
+    """What peft adds, in one word of names and figures; empty for none."""
+    quantization: str = ""
+    """How base weights are stored, one of `spec.strategy.QUANTIZATIONS`; empty for none."""
+    cache: str = ""
+    """Inference with a key-value cache: prefill or decode; empty for one pass without."""
 
     @property
     def selects_rows(self) -> bool:
@@ -74,6 +80,7 @@ class TraceKey:
         parts = (self.config_digest, self.task, self.use, self.compute, self.attention, *flags)
         later = [] if self.loss == "all" else [self.loss]
         later += [f"in_one_row_{self.unpadded}"] if self.unpadded else []
+        later += [part for part in (self.adapter, self.quantization, self.cache) if part]
         return "-".join((*parts, held, self.device, str(self.num_labels), *later))
 
 
