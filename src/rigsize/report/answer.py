@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rigsize.estimate import Estimate
-from rigsize.spec import Strategy, Workload
+from rigsize.spec import Cluster, Strategy, Workload
 
 if TYPE_CHECKING:
     from rigsize.search import Edit
@@ -88,9 +89,67 @@ def command_of(verb: str, estimate: Estimate, headroom_bytes: int = 0) -> str:
         words += ["--recompute", strategy.recompute, *_loss_words(workload, strategy)]
         words += ["--max-grad-norm", f"{strategy.max_grad_norm or 0:g}"]
         words += [] if strategy.hold_output else ["--no-hold-output"]
-    words += ["--gpus", estimate.cluster.accelerator.id]
+    words += [*_generation_words(workload), *_adapter_words(strategy), *_sharding_words(strategy)]
+    words += ["--gpus", _gpus(estimate.cluster)]
     words += ["--headroom", f"{headroom_bytes}B"] if headroom_bytes else []
     return shlex.join(words)
+
+
+def _gpus(cluster: Cluster) -> str:
+    """`A100-40GB`, `A100-40GB:8`, `A100-40GB:8x2`."""
+    if cluster.devices == 1:
+        return cluster.accelerator.id
+    nodes = f"x{cluster.nodes}" if cluster.nodes > 1 else ""
+    return f"{cluster.accelerator.id}:{cluster.per_node}{nodes}"
+
+
+_PLAIN = Strategy()
+"""What is not written out: the defaults of what few runs change."""
+_ADAPTER_FLAGS = {
+    "lora_rank": "--lora-rank",
+    "lora_targets": "--lora-targets",
+    "lora_dropout": "--lora-dropout",
+    "adapter_dtype": "--adapter-dtype",
+    "virtual_tokens": "--virtual-tokens",
+    "quantization": "--quantization",
+}
+_SHARDING_FLAGS = {"parallel": "--parallel", "shard_size": "--shard-size", "offload": "--offload"}
+_SWITCHES = {
+    "bucket_view": "--bucket-view",
+    "optimizer_in_backward": "--optim-in-backward",
+    "compile": "--compile",
+}
+
+
+def _changed(strategy: Strategy, flags: Mapping[str, str]) -> Iterator[str]:
+    for field, flag in flags.items():
+        value = getattr(strategy, field)
+        if value != getattr(_PLAIN, field):
+            yield from (flag, str(value))
+
+
+def _generation_words(workload: Workload) -> Iterator[str]:
+    for flag, value in (
+        ("--prompt-length", workload.prompt_length),
+        ("--max-new-tokens", workload.max_new_tokens),
+    ):
+        if value is not None:
+            yield from (flag, str(value))
+
+
+def _adapter_words(strategy: Strategy) -> Iterator[str]:
+    if strategy.method != "full":
+        yield from ("--method", strategy.method)
+    yield from _changed(strategy, _ADAPTER_FLAGS)
+    if strategy.rslora:
+        yield "--rslora"
+
+
+def _sharding_words(strategy: Strategy) -> Iterator[str]:
+    yield from _changed(strategy, _SHARDING_FLAGS)
+    yield from (flag for field, flag in _SWITCHES.items() if getattr(strategy, field))
+    if not strategy.reshard_after_forward:
+        yield "--no-reshard"
 
 
 def _padding_words(workload: Workload, strategy: Strategy) -> list[str]:
