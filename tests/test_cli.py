@@ -218,7 +218,6 @@ NOT_YET = [
     *(("--parallel", v) for v in ("ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")),
     *(("--parallel", v) for v in ("tensor", "pipeline", "context", "expert")),
     *(("--offload", v) for v in ("optimizer", "activations")),
-    *(("--method", v) for v in ("lora", "dora", "ia3", "prefix", "prompt")),
     ("--recompute", "selective"),
     ("--data", "x.jsonl"),
 ]

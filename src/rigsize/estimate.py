@@ -18,6 +18,7 @@ from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
 from rigsize.program.mesh import mesh_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
+from rigsize.spec.adapter import adapter_of
 from rigsize.spec.strategy import RUN_ONLY_OPTIMIZERS
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
@@ -215,11 +216,13 @@ def trace_key(
     on_gpu, unpadded = device != "cpu", workload.padding == "unpadded"
     half = strategy.policy.compute != "fp32"
     flash = on_gpu and half and capability >= FLASH_CAPABILITY
+    adapter = adapter_of(strategy)
+    compute = strategy.policy.compute
     return TraceKey(
         config_digest=source.digest,
         task=workload.task,
         use="training" if training else "inference",
-        compute=strategy.policy.compute,
+        compute=compute,
         attention="eager" if strategy.attention == "eager" else "sdpa",
         padded=workload.padding_in_batch and not unpadded,
         recompute=training and strategy.recompute == "block",
@@ -228,6 +231,7 @@ def trace_key(
         hold_output=strategy.hold_output or not training,
         loss=strategy.loss,
         unpadded=("flash" if flash else "grid") if unpadded else "",
+        adapter=adapter.traced(compute).text() if adapter else "",
     )
 
 
@@ -260,7 +264,7 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
 _ANSWERED: dict[str, tuple[object, ...]] = {
     "parallel": ("single",),
     "offload": ("none",),
-    "method": ("full",),
+    "method": ("full", "lora", "dora", "adalora", "ia3", "prefix", "prompt"),
     "stored_as": ("none",),
     "optimizer_in_backward": (False,),
     "compile": (False,),

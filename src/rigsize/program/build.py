@@ -126,8 +126,9 @@ class _Builder:
 
     def _load(self) -> list[int]:
         timeline, backbone = self.timeline, backbone_of(self.profile)
+        adapted = bool(self.profile.key.adapter)
         for name, tensor, group in self.profile.full_tensors():
-            category = weight_category(name, group, backbone)
+            category = weight_category(name, group, backbone, adapted=adapted)
             phase = "batch" if category == "inputs" else "load"
             place = self.categories.place(category, phase, tensor.name, "", "traced")
             storage = timeline.alloc(evaluate(tensor.size, self.values), place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rigsize.program.timeline import Place
 from rigsize.trace.profile import Event, Profile, is_embedding
 
@@ -12,22 +14,47 @@ _POSITIONS = ("BS", "BT", "M", "M/8", "N", "S", "T")
 _NORM = ("norm", "LayerNorm", "ln_")
 
 
+_WRAPPERS = re.compile(r"^(?P<kind>buffer:)?base_model\.(model\.)?")
+"""What peft puts before the names of the model it adapts: LoraModel and the like hold it as
+`base_model.model`, prompt methods as `base_model`."""
+_ADAPTERS = ("lora_", "ia3_", "ranknum", "prompt_encoder")
+"""How the names of peft's own modules begin."""
+
+
+def plain_name(name: str, *, adapted: bool) -> str:
+    """The name of a tensor in the model without its adapter."""
+    return _WRAPPERS.sub(r"\g<kind>", name) if adapted else name
+
+
 def backbone_of(profile: Profile) -> frozenset[str]:
     """The first components of the names that are no head: those of layers and embeddings."""
-    names = [*profile.stack_paths, *(t.name for t in profile.tensors if is_embedding(t.name))]
-    return frozenset(name.split(".")[0] for name in names)
+    adapted = bool(profile.key.adapter)
+    tables = (t.name for t in profile.tensors if is_embedding(t.name) and not is_adapter(t.name))
+    names = [*profile.stack_paths, *tables]
+    return frozenset(plain_name(name, adapted=adapted).split(".")[0] for name in names)
 
 
-def weight_category(name: str, group: int, backbone: frozenset[str]) -> str:
-    """The row of a parameter, buffer or input; `weights.lm_head` is any task's head."""
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is peft's and no copy of the model's own."""
+    return any(part.startswith(_ADAPTERS) for part in name.split("."))
+
+
+def weight_category(name: str, group: int, backbone: frozenset[str], *, adapted: bool) -> str:
+    """The row of a parameter, buffer or input; `weights.lm_head` is any task's head.
+
+    Of an `adapted` head two copies count: peft keeps the frozen one beside the one it trains.
+    """
     if name.startswith("input:"):
         return "inputs"
     if name.startswith("buffer:"):
         return "buffers"
+    if adapted and is_adapter(name):
+        return "weights.adapters"
     if group:
         return "weights.blocks"
     if is_embedding(name):
         return "weights.embeddings"
+    name = plain_name(name, adapted=adapted)
     if name.split(".")[0] in backbone or name.startswith("pooler"):
         return "weights.other"
     return "weights.lm_head"

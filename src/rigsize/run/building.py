@@ -11,8 +11,7 @@ from rigsize.errors import MeasurementFailed
 from rigsize.run import host
 from rigsize.run.job import Job, build_options
 from rigsize.spec import Strategy
-from rigsize.trace.model import build
-from rigsize.train.adapters import adapt
+from rigsize.trace.model import build, build_base, prepare
 from rigsize.train.parallel import World, shard
 from rigsize.units import format_bytes
 
@@ -41,13 +40,13 @@ def build_model(job: Job, config: Any, world: World) -> torch.nn.Module:
 
 def _adapted(job: Job, config: Any, place: str) -> torch.nn.Module:
     options, policy = build_options(job), job.strategy.policy
-    model = build(config, options, place)
+    model = build_base(config, options, place)
     if policy.compute == "half" and policy.half_dtype == "float16":
         # Built in bf16 and converted on the host: in place on the card it would leave holes.
         model = model.to("meta" if place == "meta" else "cpu", torch.float16)
         _free_cache(job.device)
         model = model.to(place)
-    return adapt(model, job.strategy, job.workload.task).train(job.workload.training)
+    return prepare(model, options)
 
 
 def _fill(model: torch.nn.Module) -> None:
@@ -74,12 +73,11 @@ def _check_host_room(job: Job, config: Any, world: World) -> None:
     if available is None:
         return
     policy = job.strategy.policy
-    each = policy.weight_bytes
-    if job.workload.training:
-        each += policy.gradient_bytes + policy.master_bytes
+    more = policy.gradient_bytes + policy.master_bytes if job.workload.training else 0
     model = build(config, build_options(job), "meta")
     ranks = world.size if job.strategy.parallel == "fsdp" else 1
-    needed = each * sum(p.numel() for p in model.parameters()) // ranks
+    each = ((p.numel(), p.requires_grad) for p in model.parameters())
+    needed = sum(n * (policy.weight_bytes + more * trained) for n, trained in each) // ranks
     if needed > available:
         raise MeasurementFailed(
             "device",

@@ -80,6 +80,7 @@ def build_options(job: Job) -> BuildOptions:
 
 def options_of(workload: Workload, strategy: Strategy) -> BuildOptions:
     """What of a run changes the model that is built, as the trace has it."""
+    from rigsize.spec.adapter import adapter_of
     from rigsize.trace.model import BuildOptions
 
     return BuildOptions(
@@ -91,6 +92,7 @@ def options_of(workload: Workload, strategy: Strategy) -> BuildOptions:
         num_labels=workload.num_labels,
         loss=strategy.loss,
         unpadded=workload.padding == "unpadded",
+        adapter=adapter_of(strategy),
     )
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from rigsize.run import heads, packing
+from rigsize.spec.adapter import Adapter
 from rigsize.trace import profile
+from rigsize.trace.adapters import adapt
 
 AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -48,6 +50,8 @@ class BuildOptions:
     """Texts one after another in one row (`run.packing`)."""
     flash: bool = True
     """Whether their attention may be FlashAttention: not where a trace is for a card without."""
+    adapter: Adapter | None = None
+    """What peft adds; base weights are frozen then."""
     trust_remote_code: bool = False
 
 
@@ -71,6 +75,11 @@ def load_config(config: Mapping[str, Any], options: BuildOptions) -> Any:
 
 def build(config: Any, options: BuildOptions, device: str = "meta") -> torch.nn.Module:
     """The model in train or eval mode: on `meta` to be traced, on `cpu` or `cuda` to be run."""
+    return prepare(build_base(config, options, device), options)
+
+
+def build_base(config: Any, options: BuildOptions, device: str = "meta") -> torch.nn.Module:
+    """The architecture in the dtype of its weights, as transformers makes it from a config."""
     import transformers
 
     auto = getattr(transformers, AUTO_CLASSES[options.task])
@@ -80,7 +89,7 @@ def build(config: Any, options: BuildOptions, device: str = "meta") -> torch.nn.
             config, attn_implementation=attention_interface(config, options), dtype=dtype
         )
     untie_as_loaded(model, config, options)
-    return prepare(model, options)
+    return model
 
 
 def attention_interface(config: Any, options: BuildOptions) -> str | None:
@@ -92,7 +101,10 @@ def attention_interface(config: Any, options: BuildOptions) -> str | None:
 
 
 def prepare(model: torch.nn.Module, options: BuildOptions) -> torch.nn.Module:
-    """What a run of these options needs of a model that is built or loaded."""
+    """What a run of these options needs of a base model that is built or loaded.
+
+    Recompute first: peft asks the model for it, and lets the embeddings' output require gradients.
+    """
     if options.recompute:
         enable_recompute(model)
     if selects_rows(options):
@@ -101,6 +113,7 @@ def prepare(model: torch.nn.Module, options: BuildOptions) -> torch.nn.Module:
             predicts_tokens=options.task.endswith("-lm"),
             chunks=heads.CHUNKS if options.loss == "chunked" else 1,
         )
+    model = adapt(model, options.adapter, options.task, training=options.training)
     return model.train(options.training)
 
 

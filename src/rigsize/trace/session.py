@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rigsize.errors import TraceFailed
+from rigsize.spec.adapter import Adapter
 from rigsize.trace.capture import Traced, named_parameters
 from rigsize.trace.depth import Depth, reduce_depth
 from rigsize.trace.domains import label, sample_points, thresholds
@@ -52,6 +53,7 @@ class Session:
             loss=key.loss,
             unpadded=bool(key.unpadded),
             flash=key.unpadded != "grid",
+            adapter=Adapter.parse(key.adapter),
         )
         self.full = load_config(values, self.options).to_dict()
         self.limits = thresholds(self.full, max_positions)

@@ -16,11 +16,10 @@ from rigsize.trace.model import (
     AUTO_CLASSES,
     BuildOptions,
     attention_interface,
-    build,
+    build_base,
     load_config,
     prepare,
 )
-from rigsize.train.adapters import adapt
 
 __all__ = ["ModelMaker", "reads_last"]
 
@@ -64,14 +63,13 @@ class ModelMaker:
         config = self.config()
         with quiet_transformers():
             if self.init == "random" or device == "meta":
-                model = build(config, self.options, device)
+                model = build_base(config, self.options, device)
             else:
-                model = prepare(self._pretrained(config), self.options)
+                model = self._pretrained(config)
             model = model.to(self._dtype())
             # Adapters are born random: with the same seed whatever the base took from it.
             torch.manual_seed(self.seed + 1)
-            model = adapt(model, self.strategy, self.workload.task)
-        return model.train()
+            return prepare(model, self.options)
 
     def check(self) -> None:
         """Refuses what has no weights to begin from, before anything is loaded."""

@@ -1,0 +1,96 @@
+"""Adapter: what peft adds to a frozen model, as the trace key names it. No peft here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from rigsize.spec.strategy import LORA_METHODS, PROMPT_METHODS, Strategy
+
+__all__ = ["Adapter", "adapter_of"]
+
+_BY_RANK = ("lora", "dora", "adalora")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """One adapter; fields that its method has no use for stay at their defaults."""
+
+    method: str
+    """lora, dora, adalora, ia3, prefix or prompt."""
+    rank: int = 0
+    """Of lora, dora and adalora (whose first rank it is)."""
+    targets: tuple[str, ...] = ()
+    """Names of the adapted modules, sorted; empty for peft's choice for the architecture."""
+    dropout: float = 0.0
+    rslora: bool = False
+    dtype: str = "fp32"
+    """fp32 or `same` as the weights."""
+    virtual_tokens: int = 0
+    """Of prefix and prompt."""
+
+    @property
+    def positions(self) -> int:
+        """Virtual tokens that stand in the rows before every text (prompt)."""
+        return self.virtual_tokens if self.method == "prompt" else 0
+
+    def traced(self, compute: str) -> Adapter:
+        """The same for memory: scaling and the share dropped out are numbers, not tensors.
+
+        The adapter's dtype is a choice only over 16-bit weights.
+        """
+        return replace(
+            self,
+            rslora=False,
+            dropout=0.5 if self.dropout else 0.0,
+            dtype=self.dtype if compute == "half" else "fp32",
+        )
+
+    def text(self) -> str:
+        """`method=lora,rank=8,targets=k_proj+q_proj`: what is not at its default, in order."""
+        shown = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "method" or value != item.default:
+                shown.append(f"{item.name}={'+'.join(value) if item.name == 'targets' else value}")
+        return ",".join(shown)
+
+    @classmethod
+    def parse(cls, text: str) -> Adapter | None:
+        """The inverse of `text`; None of an empty one."""
+        if not text:
+            return None
+        read: dict[str, Any] = {
+            "rank": int,
+            "targets": lambda value: tuple(value.split("+")),
+            "dropout": float,
+            "rslora": lambda value: value == "True",
+            "virtual_tokens": int,
+        }
+        pairs = (part.split("=", 1) for part in text.split(","))
+        return cls(**{name: read.get(name, str)(value) for name, value in pairs})
+
+
+def adapter_of(strategy: Strategy) -> Adapter | None:
+    """The adapter of a strategy's method; None when all weights are trained.
+
+    qlora and int8-lora are LoRA on a base that is stored otherwise (`Strategy.stored_as`).
+    """
+    method = strategy.method
+    if method == "full":
+        return None
+    if method in PROMPT_METHODS:
+        return Adapter(method=method, virtual_tokens=strategy.virtual_tokens)
+    names = (strategy.lora_targets or "").split(",")
+    targets = tuple(sorted({name.strip() for name in names if name.strip()}))
+    if method == "ia3":
+        return Adapter(method="ia3", targets=targets, dtype=strategy.adapter_dtype)
+    assert method in LORA_METHODS
+    return Adapter(
+        method=method if method in _BY_RANK else "lora",
+        rank=strategy.lora_rank,
+        targets=targets,
+        dropout=strategy.lora_dropout,
+        rslora=strategy.rslora,
+        dtype=strategy.adapter_dtype,
+    )
