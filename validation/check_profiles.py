@@ -157,7 +157,8 @@ def tile(profile: Profile, body: Body) -> tuple[Tiled, list[tuple[str, int, tupl
         groups=[Group([0] * n, []) for n in body.births],
     )
     tiled = Tiled(profile, body, lowered)
-    return tiled, list(tiled.segments())  # type: ignore[arg-type]
+    segments = [(s.phase, s.group, s.primitives) for s in tiled.segments()]
+    return tiled, segments  # type: ignore[return-value]
 
 
 def depth_difference(

@@ -393,12 +393,7 @@ def describe_moment(program: Program, played: Replay) -> str:
 
 def _parameters(source: ModelSource, program: Program) -> Parameters:
     total = sum(p.numel for p in program.parameters)
-    timeline = program.timeline
-    head = sum(
-        p.numel
-        for p in program.parameters
-        if timeline.places[p.storage].category == "weights.lm_head"
-    )
+    head = sum(p.numel for p in program.parameters if p.category == "weights.lm_head")
     return Parameters(
         model=total,
         trainable=sum(p.numel for p in program.parameters if p.trainable),

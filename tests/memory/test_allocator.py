@@ -7,6 +7,7 @@ pytorch/pytorch, c10/cuda/CUDACachingAllocator.cpp.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rigsize.memory.allocator import (
+    NO_STREAMS,
     AllocatorConfig,
     Block,
     CachingAllocator,
@@ -306,14 +308,17 @@ def random_ops(seed: int, num_ops: int) -> tuple[list[int], list[int]]:
 
 
 def replay_singly(
-    allocator: CachingAllocator, ops: list[int], sizes: list[int]
+    allocator: CachingAllocator,
+    ops: list[int],
+    sizes: list[int],
+    streams: Mapping[int, int] = NO_STREAMS,
 ) -> tuple[dict[int, Block], int]:
     """Live blocks afterwards and the position of the peak, by malloc and free."""
     held: dict[int, Block] = {}
     peak, position = allocator.allocated_bytes, -1
     for i, op in enumerate(ops):
         if op >= 0:
-            held[op] = allocator.malloc(sizes[op])
+            held[op] = allocator.malloc(sizes[op], streams.get(op, 0))
             if allocator.allocated_bytes > peak:
                 peak, position = allocator.allocated_bytes, i
         else:
@@ -376,23 +381,25 @@ def test_invariants(config: AllocatorConfig, seed: int, num_ops: int) -> None:
     seed=st.integers(0, 2**32),
     num_ops=st.integers(1, 300),
     capacity=st.sampled_from([None, 200 * MIB, 1000 * MIB]),
+    num_streams=st.integers(1, 3),
 )
 def test_run_equals_single_calls(
-    config: AllocatorConfig, seed: int, num_ops: int, capacity: int | None
+    config: AllocatorConfig, seed: int, num_ops: int, capacity: int | None, num_streams: int
 ) -> None:
     ops, sizes = random_ops(seed, num_ops)
+    streams = {op: op % num_streams for op in range(len(sizes)) if op % num_streams}
     single = CachingAllocator(config, capacity)
     bulk = CachingAllocator(config, capacity)
     failed: list[bool] = []
     for _ in range(2):  # twice: the second round starts from a used cache
         blocks: list[Block | None] = [None] * len(sizes)
         try:
-            position = bulk.run(ops, sizes, blocks)
+            position = bulk.run(ops, sizes, blocks, streams)
             failed.append(False)
         except OutOfMemory:
             failed.append(True)
         try:
-            held, expected = replay_singly(single, ops, sizes)
+            held, expected = replay_singly(single, ops, sizes, streams)
             assert not failed[-1]
             assert position == expected
             live = {op: block.address for op, block in held.items() if block.size}

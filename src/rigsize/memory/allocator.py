@@ -13,7 +13,8 @@ settles ties between equally large free blocks.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from rigsize.memory.allocator_config import MIB, POWER2_INTERVALS, AllocatorConfig
 from rigsize.memory.blocks import ADDRESS_BITS, Block, Pool
@@ -30,6 +31,7 @@ SMALL_SEGMENT_BYTES = 2 * MIB
 LARGE_PACK_LIMIT_BYTES = 10 * MIB
 """Large requests below this size (exclusive) share segments of `large_segment_bytes`."""
 LARGE_ROUNDING_BYTES = 2 * MIB
+NO_STREAMS: Mapping[int, int] = MappingProxyType({})
 
 
 class CachingAllocator:
@@ -121,17 +123,22 @@ class CachingAllocator:
         return self._driver.snapshot()
 
     def run(  # noqa: C901, PLR0915  one loop without calls; the reason stands inside
-        self, ops: Sequence[int], sizes: Sequence[int], blocks: list[Block | None]
+        self,
+        ops: Sequence[int],
+        sizes: Sequence[int],
+        blocks: list[Block | None],
+        streams: Mapping[int, int] = NO_STREAMS,
     ) -> int:
-        """Replay many operations on the default stream.
+        """Replay many operations.
 
         `op >= 0` allocates `sizes[op]` bytes into `blocks[op]` (None for zero bytes), `op < 0`
-        frees `blocks[~op]`. Returns the position of the operation at which allocated bytes
-        reached their maximum, -1 if they never rose above the start. On `OutOfMemory` the
-        exception's `op_index` says where, and all statistics stand as of that moment.
+        frees `blocks[~op]`. `streams` names those that are not on stream 0. Returns the position of
+        the operation at which allocated bytes reached their maximum, -1 if they never rose above
+        the start. On `OutOfMemory` the exception's `op_index` says where, and all statistics stand
+        as of that moment.
         """
         if not self._plain:
-            return self._run_one_by_one(ops, sizes, blocks)
+            return self._run_one_by_one(ops, sizes, blocks, streams)
         # Same rules as malloc and free, written out: calls and attribute look-ups would double
         # the time, and a plan replays thousands of steps. tests/memory/test_allocator.py holds
         # the two paths equal.
@@ -153,13 +160,16 @@ class CachingAllocator:
                     keys, index, keep = small_keys, small_index, 511
                 else:
                     keys, index, keep = large_keys, large_index, small_limit
+                if streams and op in streams:
+                    other = self._pool(streams[op], size)
+                    keys, index = other.keys, other.index
                 i = find(keys, size << bits)
                 if i < len(keys):
                     block = index.pop(keys.pop(i))
                 else:
                     self.allocated_bytes = allocated
                     try:
-                        block = self._obtain(small if keep == 511 else large, size)
+                        block = self._obtain(self._pool(streams.get(op, 0), size), size)
                     except OutOfMemory as error:
                         self.peak_allocated_bytes = max(self.peak_allocated_bytes, peak)
                         error.op_index = position
@@ -230,7 +240,11 @@ class CachingAllocator:
         return peak_position
 
     def _run_one_by_one(
-        self, ops: Sequence[int], sizes: Sequence[int], blocks: list[Block | None]
+        self,
+        ops: Sequence[int],
+        sizes: Sequence[int],
+        blocks: list[Block | None],
+        streams: Mapping[int, int],
     ) -> int:
         peak, peak_position = self.allocated_bytes, -1
         for position, op in enumerate(ops):
@@ -241,7 +255,7 @@ class CachingAllocator:
                     self.free(block)
                 continue
             try:
-                blocks[op] = self.malloc(sizes[op]) if sizes[op] else None
+                blocks[op] = self.malloc(sizes[op], streams.get(op, 0)) if sizes[op] else None
             except OutOfMemory as error:
                 error.op_index = position
                 raise

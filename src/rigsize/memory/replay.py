@@ -63,7 +63,7 @@ class _Player:
     def __init__(self, program: Program, allocator: CachingAllocator) -> None:
         self.program, self.allocator = program, allocator
         timeline = program.timeline
-        self.sizes = timeline.sizes
+        self.sizes, self.streams = timeline.sizes, timeline.streams
         self.blocks: list[Block | None] = [None] * len(timeline.sizes)
         self.trail: list[tuple[int, str]] = []
         self.peak_bytes = -1
@@ -101,7 +101,7 @@ class _Player:
             highest = allocator.peak_allocated_bytes
             allocator.peak_allocated_bytes = allocator.allocated_bytes
             try:
-                index = allocator.run(chunk, self.sizes, self.blocks)
+                index = allocator.run(chunk, self.sizes, self.blocks, self.streams)
             finally:
                 peak = allocator.peak_allocated_bytes
                 self.phase_peaks[phase] = max(self.phase_peaks.get(phase, 0), peak)
@@ -151,7 +151,9 @@ def replay_exact(program: Program) -> Replay:
 class _ExactAllocator(CachingAllocator):
     """Counts requested bytes; the CPU allocator has no pools of its own."""
 
-    def run(self, ops: list[int], sizes: list[int], _blocks: list[Block | None]) -> int:  # type: ignore[override]
+    def run(  # type: ignore[override]
+        self, ops: list[int], sizes: list[int], _blocks: object, _streams: object = None
+    ) -> int:
         allocated, peak, at = self.allocated_bytes, self.peak_allocated_bytes, -1
         for index, operation in enumerate(ops):
             if operation >= 0:

@@ -19,11 +19,13 @@ from rigsize.memory.kernel_scratch import column_sum_scratch_bytes
 from rigsize.program.categories import Categories, backbone_of, weight_category
 from rigsize.program.clipping import LossScaler
 from rigsize.program.environment import Environment
+from rigsize.program.foreach import Device
 from rigsize.program.lower import ALLOC, FREE, GRADIENT, WORKSPACE, Lowering, Primitive
 from rigsize.program.mesh import ALONE, Mesh
 from rigsize.program.micro_step import MicroStep
-from rigsize.program.optimizer import make_optimizer, optimizer_phase
-from rigsize.program.tiling import Tiled
+from rigsize.program.optimizer import make_optimizer
+from rigsize.program.parallel import OptimizerCall, ranks_of
+from rigsize.program.tiling import Segment, Tiled
 from rigsize.program.timeline import Parameter, Timeline
 from rigsize.spec.strategy import Strategy
 from rigsize.trace.profile import Profile
@@ -38,8 +40,11 @@ class Program:
     slices: dict[str, list[int]]
     """Operations by slice name; `phases` gives the schedule."""
     parameters: list[Parameter]
+    """The model's, whole."""
     training: bool
     accumulation: int
+    stepped: list[Parameter] = field(default_factory=list)
+    """What this rank's optimizer is given: the parameters, or its shards of them."""
     kernels: dict[str, str] = field(default_factory=dict)
     assumptions: list[str] = field(default_factory=list)
     phase_starts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
@@ -86,11 +91,13 @@ class _Builder:
         if body is None:
             raise TraceFailed("size", dict(point), "the profile was not proved for this size")
         self.profile, self.strategy, self.environment = profile, strategy, environment
-        self.body, self.mesh = body, mesh
+        self.body = body
         self.values = monomials_at(point)
         self.categories = Categories(profile, vocabulary)
         self.timeline = Timeline()
         self.training = profile.key.use == "training"
+        self.device: Device = "cuda" if environment.device == "cuda" else "cpu"
+        self.ranks = ranks_of(strategy, mesh, device=self.device, training=self.training)
         self.parameters: list[Parameter] = []
         self.by_name: dict[str, Parameter] = {}
 
@@ -131,61 +138,73 @@ class _Builder:
             category = weight_category(name, group, backbone, adapted=adapted)
             phase = "batch" if category == "inputs" else "load"
             place = self.categories.place(category, phase, tensor.name, "", "traced")
-            storage = timeline.alloc(evaluate(tensor.size, self.values), place)
-            if category.startswith("weights"):
-                parameter = Parameter(
-                    name, tensor.shape, tensor.itemsize, tensor.trainable, storage
-                )
-                self.parameters.append(parameter)
-                self.by_name[name] = parameter
+            if not category.startswith("weights"):
+                timeline.alloc(evaluate(tensor.size, self.values), place)
+                continue
+            parameter = Parameter(name, tensor.shape, tensor.itemsize, tensor.trainable, -1)
+            parameter.category, parameter.layer = category, group
+            parameter.storage = self.ranks.load(timeline, parameter, place)
+            self.parameters.append(parameter)
+            self.by_name[name] = parameter
+        self.ranks.loaded(timeline, self.parameters)
         return list(timeline.operations)
 
     # -- micro-steps ------------------------------------------------------------------------
 
     def _micro_step(self, stream: Tiled) -> MicroStep:
-        base = len(self.timeline.sizes)
+        step = MicroStep(self.timeline, len(self.timeline.sizes))
         self.timeline.sizes.extend(stream.sizes)
         self.timeline.places.extend(stream.places)
-        step = MicroStep(base, len(stream.sizes))
-        for phase, group, primitives in stream.segments():
-            step.begin(phase)
-            for primitive in primitives:
-                self._append(step, stream, primitive, group)
+        phase = ""
+        for segment in stream.segments():
+            if segment.phase != phase:
+                self._turn(step, phase, segment.phase)
+                phase = segment.phase
+            self._segment(step, stream, segment)
+        self._turn(step, phase, "")
         step.release_rest()
         return step
+
+    def _turn(self, step: MicroStep, before: str, phase: str) -> None:
+        if before:
+            self.ranks.end(step, before)
+        if phase:
+            step.begin(phase)
+            self.ranks.begin(step, phase)
+
+    def _segment(self, step: MicroStep, stream: Tiled, segment: Segment) -> None:
+        """A layer is entered where its own code begins, not where the code before it ends."""
+        entered, left = segment.span or (-1, -1)
+        for index, primitive in enumerate(segment.primitives):
+            if index == entered:
+                self.ranks.enter(step, segment.phase, segment.group)
+            self._append(step, stream, primitive, segment.group)
+            if index == left - 1:
+                self.ranks.leave(step, segment.phase, segment.group)
 
     def _append(self, step: MicroStep, stream: Tiled, primitive: Primitive, group: int) -> None:
         kind = primitive.kind
         if kind == WORKSPACE:
             assert primitive.place is not None
-            storage = len(self.timeline.sizes)
-            self.timeline.sizes.append(primitive.num_bytes)
-            self.timeline.places.append(primitive.place)
-            step.workspaces.append((len(step.operations), storage))
+            step.alloc_once(primitive.num_bytes, primitive.place)
             return
         storage = step.base + stream.resolve(primitive.ref, group)
         if kind == GRADIENT:
-            step.gradients.append((len(step.operations), storage))
-            self.by_name[stream.name(primitive.name, group)].gradient = storage
-            self._recategorise(storage, storage, "gradients")
+            self.ranks.gradient(step, self.by_name[stream.name(primitive.name, group)], storage)
         else:
             assert kind in (ALLOC, FREE)
             step.operations.append(storage if kind == ALLOC else ~storage)
 
-    def _recategorise(self, storage: int, like: int, category: str) -> None:
-        place = self.timeline.places[like]
-        self.timeline.places[storage] = self.categories.place(
-            category, place.phase, place.module, place.op, place.basis
-        )
-
     def _accumulating(self, step: MicroStep) -> list[int]:
         """Micro-step 2 and later, on storages of its own: its gradients are temporaries."""
-        shift = len(self.timeline.sizes) - step.base
-        end = step.base + step.num_storages
-        self.timeline.sizes.extend(self.timeline.sizes[step.base : end])
-        self.timeline.places.extend(self.timeline.places[step.base : end])
+        timeline, base = self.timeline, step.base
+        shift = len(timeline.sizes) - base
+        timeline.sizes.extend(timeline.sizes[base:])
+        timeline.places.extend(timeline.places[base:])
+        streams = {s + shift: stream for s, stream in timeline.streams.items() if s >= base}
+        timeline.streams.update(streams)
         for _, storage in step.gradients:
-            self._recategorise(storage + shift, storage, "temporaries")
+            timeline.recategorise(storage + shift, "temporaries")
         return step.accumulating(shift)
 
     # -- optimizer ------------------------------------------------------------------------------
@@ -193,24 +212,25 @@ class _Builder:
     def _optimizer(self, program: Program) -> None:
         """Two optimizer phases: the first makes the states, the second is the steady one."""
         strategy, timeline = self.strategy, self.timeline
+        program.stepped = stepped = self.ranks.stepped(self.parameters)
         optimizer = make_optimizer(strategy, column_scratch=self._column_scratch())
         scaler = LossScaler() if strategy.policy.loss_scaling else None
         start = len(timeline.operations)
-        optimizer.setup(timeline, self.parameters)
+        optimizer.setup(timeline, stepped)
         program.slices["load"] += timeline.operations[start:]
-        gradients = {p.name: p.gradient for p in self.parameters}
+        gradients = [p.gradient for p in stepped]
         for name in ("optimizer_first", "optimizer"):
             start, marked = len(timeline.operations), len(timeline.marks)
-            for parameter in self.parameters:
-                parameter.gradient = gradients[parameter.name]
-            optimizer_phase(
-                timeline,
-                optimizer,
-                self.parameters,
-                device="cuda" if self.environment.device == "cuda" else "cpu",
+            for parameter, gradient in zip(stepped, gradients, strict=True):
+                parameter.gradient = gradient
+            call = OptimizerCall(
+                optimizer=optimizer,
+                device=self.device,
                 clip=strategy.max_grad_norm is not None,
                 scaler=scaler,
+                first=name == "optimizer_first",
             )
+            self.ranks.optimize(timeline, stepped, call)
             program.slices[name] = timeline.operations[start:]
             program.phase_starts[name] = [(i - start, p) for i, p in timeline.marks[marked:]]
 

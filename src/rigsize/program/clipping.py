@@ -6,6 +6,7 @@ sums of the norms. Left out: scalars that die in the statement that makes them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rigsize.memory.kernel_scratch import SCALAR_BLOCK_BYTES, foreach_norm_scratch_bytes
@@ -70,12 +71,15 @@ def _clip_coefficient(timeline: Timeline, itemsize: int) -> None:
 def zero_grad_events(timeline: Timeline, parameters: Sequence[Parameter]) -> None:
     """`zero_grad(set_to_none=True)`: frees the gradients in the order of the parameters.
 
-    Source: torch/optim/optimizer.py (`Optimizer.zero_grad`).
+    A storage of which several are views dies with the last of them. Source:
+    torch/optim/optimizer.py (`Optimizer.zero_grad`).
     """
+    views = Counter(p.gradient for p in parameters if p.gradient >= 0)
     for parameter in parameters:
-        if parameter.gradient >= 0:
-            timeline.free(parameter.gradient)
-            parameter.gradient = -1
+        storage, parameter.gradient = parameter.gradient, -1
+        views[storage] -= 1
+        if storage >= 0 and not views[storage]:
+            timeline.free(storage)
 
 
 class LossScaler:

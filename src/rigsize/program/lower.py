@@ -63,6 +63,9 @@ class Lowered:
     templates: dict[tuple[int, int], list[Primitive]]
     """By (template, traced group): the ordinals of added storages are a group's own."""
     groups: list[Group]
+    spans: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    """By (template, traced layer): from where to where of it the layer's own code runs, without
+    what happens between two layers; absent where only deaths are told of the layer."""
     kernels: dict[str, str] = field(default_factory=dict)
     """Why each attention node got its kernel, one line each."""
     assumptions: set[str] = field(default_factory=set)
@@ -88,6 +91,7 @@ class Lowering:
             templates={},
             groups=[Group([0] * n, [nowhere] * n) for n in body.births],
         )
+        self._layer_paths = tuple(f"{path}.*" for path in profile.stack_paths)
         self._saved: dict[tuple[int, Ref], tuple[AttentionLowering, dict[str, Ref], int]] = {}
         """By (group, output): the lowering, what it saved, the bytes of its mask's gradient."""
         self._consumed = {
@@ -100,14 +104,20 @@ class Lowering:
     def run(self) -> Lowered:
         """The lowered templates of every traced group."""
         for phase, group, number in self.body.schedule:
-            primitives = self._template(self.body.templates[number], phase, group)
+            primitives = self._template(number, phase, group)
             self.result.templates[number, group] = primitives
         return self.result
 
-    def _template(self, events: tuple[Event, ...], phase: str, group: int) -> list[Primitive]:
+    def _template(self, number: int, phase: str, group: int) -> list[Primitive]:
         out: list[Primitive] = []
-        for event in events:
+        span: tuple[int, int] | None = None
+        for event in self.body.templates[number]:
+            start = len(out)
             getattr(self, f"_{event.kind}")(out, event, phase, group)
+            if group and event.module.startswith(self._layer_paths):
+                span = (span[0] if span else start, len(out))
+        if span is not None:
+            self.result.spans[number, group] = span
         return out
 
     # -- events of the trace ----------------------------------------------------------------

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rigsize.program.lower import Lowered, Primitive
 from rigsize.program.timeline import Place
 from rigsize.trace.passages import full_passage, passage_at
 from rigsize.trace.profile import Body, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of the step that belongs to one layer, or to none."""
+
+    phase: str
+    group: int
+    """0, or the full layer's number (from 1)."""
+    primitives: list[Primitive]
+    span: tuple[int, int] | None
+    """Of a layer: which of them are its own code (`Lowered.spans`)."""
 
 
 class Tiled:
@@ -52,8 +65,8 @@ class Tiled:
         owner = (self.lasts if end else self.firsts)[stack] + offset
         return self.offsets[owner] + ordinal
 
-    def segments(self) -> Iterator[tuple[str, int, list[Primitive]]]:
-        """(phase, full group, primitives) in order."""
+    def segments(self) -> Iterator[Segment]:
+        """What runs, in order."""
         templates = self.lowered.templates
         traced_layers = self.profile.traced_layers()
         stack_of = {g: k for k, groups in enumerate(traced_layers) for g in groups}
@@ -61,7 +74,7 @@ class Tiled:
         while index < len(schedule):
             phase, group, number = schedule[index]
             if group == 0:
-                yield phase, 0, templates[number, 0]
+                yield Segment(phase, 0, templates[number, 0], None)
                 index += 1
                 continue
             stack = stack_of[group]
@@ -72,5 +85,6 @@ class Tiled:
             full = range(self.firsts[stack], self.lasts[stack] + 1)
             for layer in full_passage(groups, layers, full):
                 traced = self.layers[layer - 1][2]
-                yield phase, layer, templates[numbers[traced], traced]
+                key = (numbers[traced], traced)
+                yield Segment(phase, layer, templates[key], self.lowered.spans.get(key))
             index += len(groups)

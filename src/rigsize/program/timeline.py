@@ -2,17 +2,20 @@
 
 This is the Program. It is kept in columns because a replay passes over tens of thousands of
 events; `Timeline.events` shows them as records. An operation is a storage id >= 0 for an
-allocation and its complement (~id) for a free. Streams: 0 is the compute stream, the only one
-of a single device.
+allocation and its complement (~id) for a free. A storage belongs to the stream on which it was
+allocated: 0, the compute stream, unless `Timeline.streams` says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 Action = Literal["alloc", "free"]
+COMPUTE, COPY_IN, ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE = range(5)
+"""The streams of a rank: torch's current one, and those of FSDP2's `FSDPCommContext`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class TimelineEvent:
 class Timeline:
     """Allocations and frees in order; append-only."""
 
-    __slots__ = ("marks", "operations", "places", "sizes")
+    __slots__ = ("marks", "operations", "places", "sizes", "streams")
 
     def __init__(self) -> None:
         self.operations: list[int] = []
@@ -54,14 +57,23 @@ class Timeline:
         """Requested bytes by storage id."""
         self.places: list[Place] = []
         """By storage id."""
+        self.streams: dict[int, int] = {}
+        """By storage id, of those that are not on the compute stream."""
         self.marks: list[tuple[int, str]] = []
         """(index into operations, what begins there), for naming the moment of the peak."""
 
-    def alloc(self, num_bytes: int, place: Place) -> int:
-        """A new storage; returns its id."""
+    def storage(self, num_bytes: int, place: Place, stream: int = COMPUTE) -> int:
+        """A new storage that no operation allocates yet; returns its id."""
         storage = len(self.sizes)
         self.sizes.append(num_bytes)
         self.places.append(place)
+        if stream != COMPUTE:
+            self.streams[storage] = stream
+        return storage
+
+    def alloc(self, num_bytes: int, place: Place, stream: int = COMPUTE) -> int:
+        """A new storage, allocated here; returns its id."""
+        storage = self.storage(num_bytes, place, stream)
         self.operations.append(storage)
         return storage
 
@@ -73,6 +85,10 @@ class Timeline:
         """Allocated and freed inside one kernel wrapper."""
         if num_bytes > 0:
             self.free(self.alloc(num_bytes, place))
+
+    def recategorise(self, storage: int, category: str) -> None:
+        """Another ledger row for a storage; where it comes from stays."""
+        self.places[storage] = _recategorised(self.places[storage], category)
 
     def mark(self, label: str) -> None:
         """Names what begins here."""
@@ -88,14 +104,19 @@ class Timeline:
                 "alloc" if operation >= 0 else "free",
                 storage,
                 self.sizes[storage],
-                0,
+                self.streams.get(storage, COMPUTE),
                 self.places[storage],
             )
 
 
+@cache
+def _recategorised(place: Place, category: str) -> Place:
+    return replace(place, category=category)
+
+
 @dataclass(slots=True)
 class Parameter:
-    """A parameter of the Program: what the optimizer steps see of it."""
+    """A parameter of the Program, or a rank's shard of it: what the optimizer steps see."""
 
     name: str
     shape: tuple[int, ...]
@@ -105,7 +126,11 @@ class Parameter:
     storage: int
     """The weight's storage id."""
     gradient: int = -1
-    """The storage id of `.grad`, -1 when there is none."""
+    """The storage id of `.grad`, -1 when there is none; several may be views of one storage."""
+    category: str = ""
+    """The ledger row of the weight."""
+    layer: int = 0
+    """The layer it belongs to (from 1), 0 outside all."""
 
     @property
     def numel(self) -> int:

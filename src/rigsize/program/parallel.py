@@ -1,0 +1,100 @@
+"""Where ranks change a device's step: the seams of `program.build`, and one device's way there.
+
+A strategy is a subclass of `Ranks` in a module of its own that overrides what it changes; it
+appends to the timeline (load, optimizer) or to the micro-step, in the order of the host's calls,
+for the order of the host decides what is alive. `ranks_of` picks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rigsize.program.clipping import LossScaler
+from rigsize.program.foreach import Device
+from rigsize.program.mesh import Mesh
+from rigsize.program.micro_step import MicroStep
+from rigsize.program.optimizer import Optimizer, optimizer_phase
+from rigsize.program.timeline import Parameter, Place, Timeline
+from rigsize.spec.strategy import Strategy
+
+__all__ = ["OptimizerCall", "Ranks", "ranks_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerCall:
+    """What an optimizer phase is made of, beside the parameters."""
+
+    optimizer: Optimizer
+    device: Device
+    clip: bool
+    scaler: LossScaler | None
+    first: bool
+    """The first step ever, which makes the states."""
+
+
+class Ranks:
+    """One device, and what every strategy does unless it says otherwise.
+
+    The calls of one build: `load` for each parameter in registration order, then `loaded`. The
+    micro-step: `begin` and `end` around each phase (forward, backward, after_backward), in them
+    `enter` and `leave` around the code of each layer (from 1, in the order in which they run, once
+    a run), and `gradient` when a parameter's gradient of this micro-batch is complete. Then
+    `stepped`, and for the first and for every later step `optimize`.
+    """
+
+    def __init__(self, strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> None:
+        self.strategy, self.mesh, self.device, self.training = strategy, mesh, device, training
+
+    # -- load -------------------------------------------------------------------------------
+
+    def load(self, timeline: Timeline, parameter: Parameter, place: Place) -> int:
+        """Allocates what this rank holds of a parameter, for good; returns its storage."""
+        return timeline.alloc(parameter.num_bytes, place)
+
+    def loaded(self, timeline: Timeline, parameters: Sequence[Parameter]) -> None:
+        """All parameters, buffers and the batch are there: what a wrapper makes at construction."""
+
+    # -- micro-step -------------------------------------------------------------------------
+
+    def begin(self, step: MicroStep, phase: str) -> None:
+        """The whole model begins its forward pass, backward its own."""
+
+    def end(self, step: MicroStep, phase: str) -> None:
+        """The forward pass has its output; backward has run all of its graph."""
+
+    def enter(self, step: MicroStep, phase: str, layer: int) -> None:
+        """A layer's code begins."""
+
+    def leave(self, step: MicroStep, phase: str, layer: int) -> None:
+        """A layer's code has ended."""
+
+    def gradient(self, step: MicroStep, parameter: Parameter, storage: int) -> None:
+        """A parameter's gradient is complete: by default `.grad`, or added to it and freed."""
+        step.keep(storage)
+        step.timeline.recategorise(storage, "gradients")
+        parameter.gradient = storage
+
+    # -- optimizer --------------------------------------------------------------------------
+
+    def stepped(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """What this rank's optimizer is given, with the storages of their gradients."""
+        return list(parameters)
+
+    def optimize(
+        self, timeline: Timeline, stepped: Sequence[Parameter], call: OptimizerCall
+    ) -> None:
+        """From the last backward to the end of the step."""
+        optimizer_phase(
+            timeline,
+            call.optimizer,
+            stepped,
+            device=call.device,
+            clip=call.clip,
+            scaler=call.scaler,
+        )
+
+
+def ranks_of(strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> Ranks:
+    """The strategy's way of sharing the step."""
+    return Ranks(strategy, mesh, device=device, training=training)
