@@ -215,7 +215,7 @@ def test_bad_input_is_one_line_and_exit_2(case: str, ran: Ran) -> None:
 
 
 NOT_YET = [
-    *(("--parallel", v) for v in ("ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")),
+    *(("--parallel", v) for v in ("fsdp", "hsdp", "zero1", "zero2", "zero3")),
     *(("--parallel", v) for v in ("tensor", "pipeline", "context", "expert")),
     *(("--offload", v) for v in ("optimizer", "activations")),
     ("--recompute", "selective"),
@@ -413,6 +413,13 @@ def test_inference_has_no_accumulation(answering: Ran) -> None:
     assert code == 0
     assert json.loads(out)["plan"]["accumulation"] == 1
     assert "warning: --grad-accum has no effect on inference" in err
+
+
+@pytest.mark.parametrize("flag", ["--bucket-view", "--reshard"])
+def test_what_another_parallel_has_warns(answering: Ran, flag: str) -> None:
+    code, _, err = answering(*BASE, flag, "--json")
+    assert code == 0
+    assert f"warning: {flag} has no effect on parallel single" in err
 
 
 def test_the_largest_batch(answering: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,7 @@ _STRATEGY_SWITCHES = {
     "optim-in-backward": "optimizer_in_backward",
     "compile": "compile",
 }
+_OF_PARALLEL = {"bucket-view": ("ddp",), "reshard": ("fsdp", "hsdp")}
 _OF_METHOD = {
     "lora-rank": LORA_METHODS,
     "lora-dropout": LORA_METHODS,
@@ -367,6 +368,10 @@ def _more_of_strategy(settings: Settings) -> dict[str, Any]:
     for name, methods in _OF_METHOD.items():
         if settings.text(name) is not None and method not in methods:
             settings.warnings.append(f"--{name} has no effect on method {method}")
+    parallel = settings.text("parallel") or "single"
+    for name, parallels in _OF_PARALLEL.items():
+        if settings.given.get(name.replace("-", "_")) is not None and parallel not in parallels:
+            settings.warnings.append(f"--{name} has no effect on parallel {parallel}")
     given: dict[str, Any] = {
         key: value for key in _STRATEGY_TEXTS if (value := settings.text(key)) is not None
     }

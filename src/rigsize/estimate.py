@@ -262,7 +262,7 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
 
 
 _ANSWERED: dict[str, tuple[object, ...]] = {
-    "parallel": ("single",),
+    "parallel": ("single", "ddp"),
     "offload": ("none",),
     "method": ("full", "lora", "dora", "adalora", "ia3", "prefix", "prompt"),
     "stored_as": ("none",),
@@ -387,7 +387,7 @@ def describe_moment(program: Program, played: Replay) -> str:
     place = program.timeline.places[operation if operation >= 0 else ~operation]
     phase = {"optimizer": "optimizer step"}.get(peak.phase, peak.phase)
     where = f" in {place.module}" if place.module else ""
-    micro = ", a later micro-step" if peak.slice == "accumulate" else ""
+    micro = ", a later micro-step" if peak.slice in ("accumulate", "last") else ""
     return f"{phase} of step {peak.step + 1}{micro}, at {place.op or place.category}{where}"
 
 

@@ -6,6 +6,8 @@ The steady state repeats the same slices, so the timeline holds each of them onc
     first         the first micro-step ever, which also makes the cuBLAS workspaces
     micro         a step's first micro-step: gradients are born and stay
     accumulate    a further micro-step: each new gradient is added to the one that is there
+    last          the last one, where ranks do more in it: gradients travel
+    second        what a wrapper does once, before the second step
     optimizer_first, optimizer     clip, step and zero_grad; the first makes the states
 """
 
@@ -28,7 +30,7 @@ from rigsize.program.parallel import OptimizerCall, ranks_of
 from rigsize.program.tiling import Segment, Tiled
 from rigsize.program.timeline import Parameter, Timeline
 from rigsize.spec.strategy import Strategy
-from rigsize.trace.profile import Profile
+from rigsize.trace.profile import Body, Profile
 from rigsize.trace.sizes import evaluate, monomials_at
 
 
@@ -58,8 +60,12 @@ class Program:
         """
         if not self.training:
             return ["first" if number == 0 else "micro"]
-        more = min(self.accumulation - 1, 2)
-        names = ["first" if number == 0 else "micro", *["accumulate"] * more]
+        names = ["first" if number == 0 else "micro"]
+        if number == 1 and "second" in self.slices:
+            names.insert(0, "second")
+        if more := min(self.accumulation - 1, 2):
+            names += ["accumulate"] * (more - 1)
+            names.append("last" if "last" in self.slices else "accumulate")
         return [*names, "optimizer_first" if number == 0 else "optimizer"]
 
 
@@ -98,7 +104,9 @@ class _Builder:
         self.training = profile.key.use == "training"
         self.device: Device = "cuda" if environment.device == "cuda" else "cpu"
         self.ranks = ranks_of(strategy, mesh, device=self.device, training=self.training)
+        self.ranks.point, self.ranks.has_unused = point, _has_unused(profile, body)
         self.parameters: list[Parameter] = []
+        self.buffers: list[Parameter] = []
         self.by_name: dict[str, Parameter] = {}
 
     def build(self) -> Program:
@@ -112,22 +120,35 @@ class _Builder:
         ).run()
         slices = {"load": self._load()}
         step = self._micro_step(Tiled(self.profile, self.body, lowered))
-        slices["first"], slices["micro"] = step.with_workspaces(), step.operations
+        accumulation = self.strategy.accumulation if self.training else 1
+        alone = accumulation == 1
+        slices["first"], slices["micro"] = step.first(alone=alone), step.micro(alone=alone)
         program = Program(
             timeline=self.timeline,
             slices=slices,
             parameters=self.parameters,
             training=self.training,
-            accumulation=self.strategy.accumulation if self.training else 1,
+            accumulation=accumulation,
             kernels=lowered.kernels,
             assumptions=sorted(lowered.assumptions),
-            phase_starts=step.phase_starts(),
+            phase_starts=step.phase_starts(alone=alone),
         )
         if self.training:
-            if program.accumulation > 1:
-                slices["accumulate"] = self._accumulating(step)
+            if not alone:
+                self._accumulating(step, slices)
+            slices["load"] += self._appended(
+                lambda: self.ranks.constructed(self.timeline, self.parameters, self.buffers)
+            )
+            if second := self._appended(lambda: self.ranks.second(self.timeline)):
+                slices["second"], program.phase_starts["second"] = second, [(0, "forward")]
             self._optimizer(program)
         return program
+
+    def _appended(self, call: Callable[[], None]) -> list[int]:
+        """What a call appends to the timeline."""
+        start = len(self.timeline.operations)
+        call()
+        return self.timeline.operations[start:]
 
     # -- load -----------------------------------------------------------------------------------
 
@@ -139,7 +160,10 @@ class _Builder:
             phase = "batch" if category == "inputs" else "load"
             place = self.categories.place(category, phase, tensor.name, "", "traced")
             if not category.startswith("weights"):
-                timeline.alloc(evaluate(tensor.size, self.values), place)
+                storage = timeline.alloc(evaluate(tensor.size, self.values), place)
+                if category == "buffers":
+                    shape, itemsize = tensor.shape, tensor.itemsize
+                    self.buffers.append(Parameter(name, shape, itemsize, False, storage))
                 continue
             parameter = Parameter(name, tensor.shape, tensor.itemsize, tensor.trainable, -1)
             parameter.category, parameter.layer = category, group
@@ -195,7 +219,7 @@ class _Builder:
             assert kind in (ALLOC, FREE)
             step.operations.append(storage if kind == ALLOC else ~storage)
 
-    def _accumulating(self, step: MicroStep) -> list[int]:
+    def _accumulating(self, step: MicroStep, slices: dict[str, list[int]]) -> None:
         """Micro-step 2 and later, on storages of its own: its gradients are temporaries."""
         timeline, base = self.timeline, step.base
         shift = len(timeline.sizes) - base
@@ -205,7 +229,9 @@ class _Builder:
         timeline.streams.update(streams)
         for _, storage in step.gradients:
             timeline.recategorise(storage + shift, "temporaries")
-        return step.accumulating(shift)
+        slices["accumulate"] = step.accumulating(shift)
+        if step.closing:
+            slices["last"] = step.accumulating(shift, last=True)
 
     # -- optimizer ------------------------------------------------------------------------------
 
@@ -239,3 +265,10 @@ class _Builder:
             return None
         sms, threads = self.environment.sm_count, self.environment.max_threads_per_sm
         return lambda rows, columns: sum(column_sum_scratch_bytes(rows, columns, sms, threads))
+
+
+def _has_unused(profile: Profile, body: Body) -> bool:
+    """Whether a trainable parameter gets no gradient: the pooler of a bare backbone."""
+    events = (event for template in body.templates for event in template)
+    reached = {event.label[0] for event in events if event.kind == "gradient"}
+    return any(tensor.trainable and tensor.name not in reached for tensor in profile.tensors)

@@ -78,7 +78,7 @@ def zero_grad_events(timeline: Timeline, parameters: Sequence[Parameter]) -> Non
     for parameter in parameters:
         storage, parameter.gradient = parameter.gradient, -1
         views[storage] -= 1
-        if storage >= 0 and not views[storage]:
+        if storage >= 0 and not views[storage] and not parameter.gradient_stays:
             timeline.free(storage)
 
 

@@ -7,7 +7,7 @@ for the order of the host decides what is alive. `ranks_of` picks it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rigsize.program.clipping import LossScaler
@@ -43,6 +43,11 @@ class Ranks:
     `stepped`, and for the first and for every later step `optimize`.
     """
 
+    point: Mapping[str, int]
+    """The sizes of the micro-batch, {B, S, ...}; known before the first call."""
+    has_unused: bool
+    """Some trainable parameters get no gradient; known before the first call."""
+
     def __init__(self, strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> None:
         self.strategy, self.mesh, self.device, self.training = strategy, mesh, device, training
 
@@ -54,6 +59,17 @@ class Ranks:
 
     def loaded(self, timeline: Timeline, parameters: Sequence[Parameter]) -> None:
         """All parameters, buffers and the batch are there: what a wrapper makes at construction."""
+
+    def constructed(
+        self, timeline: Timeline, parameters: Sequence[Parameter], buffers: Sequence[Parameter]
+    ) -> None:
+        """The same, of a wrapper that must know in which order gradients come.
+
+        Called when the micro-step is built; what it appends follows `loaded`.
+        """
+
+    def second(self, timeline: Timeline) -> None:
+        """What happens once, between the first step and the second."""
 
     # -- micro-step -------------------------------------------------------------------------
 
@@ -97,4 +113,8 @@ class Ranks:
 
 def ranks_of(strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> Ranks:
     """The strategy's way of sharing the step."""
+    if strategy.parallel == "ddp" and training:
+        from rigsize.program.ddp import Ddp
+
+        return Ddp(strategy, mesh, device=device, training=training)
     return Ranks(strategy, mesh, device=device, training=training)

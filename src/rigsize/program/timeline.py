@@ -127,6 +127,8 @@ class Parameter:
     """The weight's storage id."""
     gradient: int = -1
     """The storage id of `.grad`, -1 when there is none; several may be views of one storage."""
+    gradient_stays: bool = False
+    """The gradient is a view of a buffer that outlives the step: `zero_grad` frees nothing."""
     category: str = ""
     """The ledger row of the weight."""
     layer: int = 0

@@ -31,7 +31,7 @@ def build_model(job: Job, config: Any, world: World) -> torch.nn.Module:
         whole = place == "cpu" and strategy.parallel != "fsdp"
         return _adapted(job, config, job.device if whole else place)
 
-    model = shard(make, strategy, world)
+    model = shard(make, strategy, world, training=job.workload.training)
     if world.fake:
         _fill(model)
     _free_cache(job.device)

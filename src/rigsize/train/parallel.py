@@ -153,17 +153,27 @@ Build = Callable[[str], torch.nn.Module]
 """A model on a device, `cpu` or `meta`; the same weights at every call on the CPU."""
 
 
-def shard(build: Build, strategy: Strategy, world: World) -> torch.nn.Module:
-    """The model as the strategy's ranks hold it, on the device, with `build`'s weights."""
+def shard(
+    build: Build, strategy: Strategy, world: World, *, training: bool = True
+) -> torch.nn.Module:
+    """The model as the strategy's ranks hold it, on the device, with `build`'s weights.
+
+    Without training DDP has nothing to do: it sends gradients.
+    """
     if strategy.parallel == "fsdp":
         return _fully_sharded(build, strategy, world)
     model = build("cpu").to(world.device)
-    if strategy.parallel == "single":
+    if strategy.parallel == "single" or not training:
         return model
     from torch.nn.parallel import DistributedDataParallel
 
     ids = [world.local_rank] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=has_unused(model))
+    return DistributedDataParallel(
+        model,
+        device_ids=ids,
+        find_unused_parameters=has_unused(model),
+        gradient_as_bucket_view=strategy.bucket_view,
+    )
 
 
 def has_unused(model: torch.nn.Module) -> bool:
