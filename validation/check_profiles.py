@@ -34,10 +34,11 @@ import torch
 
 from rigsize.models import BundledModel, bundled_models, digest, max_positions
 from rigsize.program.lower import Group, Lowered
-from rigsize.program.optimizer import state_bytes
+from rigsize.program.optimizer_sizes import state_bytes
 from rigsize.program.tiling import Tiled
 from rigsize.run.optimizers import make_torch_optimizer
-from rigsize.spec.strategy import OPTIMIZERS, Strategy
+from rigsize.spec.optimizers import OPTIMIZERS
+from rigsize.spec.strategy import Strategy
 from rigsize.trace.capture import named_parameters
 from rigsize.trace.child import run_under_hash_seed
 from rigsize.trace.domains import proof_points

@@ -112,8 +112,10 @@ _HOW = (
     _flag(
         "optim",
         "OPTIMIZER",
-        "adamw (= adamw-foreach, torch's default on CUDA), adamw-fused, adamw-loop, adamw-8bit,"
-        " adafactor, sgd or sgd-momentum.",
+        "adamw (= adamw-foreach, torch's default on CUDA), adamw-fused, adamw-loop, sgd,"
+        " sgd-momentum, rmsprop, adafactor, adafactor-foreach or muon; by bitsandbytes adamw-8bit,"
+        " paged-adamw, paged-adamw-8bit, lion or lion-8bit; by torchao adamw-8bit-torchao,"
+        " adamw-4bit, adamw-fp8 or adamw-sr; by transformers adafactor-hf.",
     ),
     _flag("batch-size", "B|auto", "Texts a GPU at a time; 8 by default. auto: the largest."),
     _flag("global-batch", "N", "Texts an optimizer step; sets the accumulation."),

@@ -16,13 +16,13 @@ from rigsize.models import ModelSource, default_task, heads_of, max_positions, r
 from rigsize.recipes import recipe_flags
 from rigsize.spec import POLICIES, Cluster, Strategy, Workload
 from rigsize.spec.checks import integer, one_of
+from rigsize.spec.optimizers import OPTIMIZER_ALIASES
 from rigsize.spec.strategy import (
     LORA_METHODS,
     LOSSES,
     METHODS,
     NOT_YET,
     OFFLOADS,
-    OPTIMIZER_ALIASES,
     PARALLELS,
     QUANTIZATIONS,
     RECOMPUTES,

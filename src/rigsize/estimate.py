@@ -19,7 +19,7 @@ from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environmen
 from rigsize.program.mesh import mesh_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.adapter import adapter_of
-from rigsize.spec.strategy import RUN_ONLY_OPTIMIZERS
+from rigsize.spec.optimizers import muon_takes, no_matrix_for_muon
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
 
@@ -166,7 +166,7 @@ def build(
     point: Mapping[str, int],
 ) -> Program:
     """The Program of one rank."""
-    return build_program(
+    program = build_program(
         profile,
         point,
         strategy,
@@ -174,6 +174,11 @@ def build(
         mesh_of(strategy, cluster),
         vocabulary=int(source.config.get("vocab_size") or 0),
     )
+    trained = [p for p in program.stepped if p.trainable]
+    if strategy.optimizer == "muon" and trained:
+        if not any(muon_takes(p.name, p.shape) for p in trained):
+            raise no_matrix_for_muon()
+    return program
 
 
 def fits_on(program: Program, accelerator: Accelerator) -> bool:
@@ -286,10 +291,6 @@ def _refuse_later(workload: Workload, strategy: Strategy) -> None:
         value = getattr(workload, name)
         if value is not None:
             raise UnsupportedCombination(name.replace("_", "-"), value, "not answered yet")
-    if strategy.optimizer in RUN_ONLY_OPTIMIZERS:
-        raise UnsupportedCombination(
-            "optim", strategy.optimizer, "not answered yet", nearest="adamw-fused"
-        )
 
 
 def _check_weights(source: ModelSource) -> None:

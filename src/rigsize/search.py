@@ -19,7 +19,7 @@ from rigsize.estimate import (
 )
 from rigsize.models import ModelSource
 from rigsize.point import point_of
-from rigsize.program.optimizer import state_bytes
+from rigsize.program.optimizer_sizes import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH
 from rigsize.trace.profile import Profile
@@ -241,9 +241,14 @@ def _could_fit(answer: Estimate, strategy: Strategy) -> bool:
     trained = 0
     if answer.workload.training:
         itemsize = policy.master_bytes or policy.weight_bytes
-        shapes = [p.shape for p in answer.program.parameters if p.trainable]
+        trained_ones = [p for p in answer.program.parameters if p.trainable]
         trained = answer.parameters.trainable * (policy.gradient_bytes + policy.master_bytes)
-        trained += state_bytes(strategy.optimizer, shapes, itemsize)
+        trained += state_bytes(
+            strategy.optimizer,
+            [p.shape for p in trained_ones],
+            itemsize,
+            names=[p.name for p in trained_ones],
+        )
     return weights + trained <= capacity - accelerator.context_bytes.value.low
 
 

@@ -4,39 +4,57 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 from rigsize.errors import MeasurementFailed, UnsupportedCombination
-from rigsize.program.optimizer import state_bytes
+from rigsize.program.optimizer_sizes import paged_sizes, state_bytes
 from rigsize.run.optimizers import MasterWeights, make_torch_optimizer, stepped_parameters
-from rigsize.spec.strategy import OPTIMIZERS, Strategy
+from rigsize.spec.optimizers import OPTIMIZERS, PACKAGES
+from rigsize.spec.strategy import Strategy
 
-
-def has_package() -> bool:
-    try:
-        import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
-    except ImportError:
-        return False
-    return True
+COMPILED = {"adamw-8bit-torchao", "adamw-4bit", "adamw-fp8", "adamw-sr"}
 
 
 def toy(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 300), nn.LayerNorm(300), nn.Linear(300, 1)).to(dtype)
+    return nn.Sequential(nn.Linear(16, 320), nn.LayerNorm(320), nn.Linear(320, 1)).to(dtype)
 
 
+@pytest.mark.filterwarnings(  # bitsandbytes' own; paging is tested apart
+    "ignore:Paged optimizers are not supported on CPU:UserWarning"
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-master"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in COMPILED])
 def test_every_name_takes_a_step(name: str, precision: str) -> None:
-    if name == "adamw-8bit" and not has_package():
-        pytest.skip("bitsandbytes is not installed")
+    take_a_step(name, precision)
+
+
+@pytest.mark.slow  # each compiles a graph a shape
+@pytest.mark.parametrize("name", sorted(COMPILED))
+def test_every_compiled_name_takes_a_step(name: str) -> None:
+    take_a_step(name, "bf16")
+
+
+@pytest.mark.parametrize("name", sorted(COMPILED))
+def test_compiled_names_without_the_compiler(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same step in eager mode: what it leaves is what the compiled one leaves."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    for precision in ("bf16",) if name == "adamw-sr" else ("fp32", "bf16", "fp16-master"):
+        take_a_step(name, precision)
+
+
+def take_a_step(name: str, precision: str) -> None:
+    """Every weight moves, gradients go, and the states are those of `state_bytes`, exactly."""
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16-master": torch.float16}[precision]
     model = toy(dtype)
     strategy = Strategy(optimizer=name, precision=precision)
-    optimizer = make_torch_optimizer(model.parameters(), strategy, lr=1e-2)
+    optimizer = make_torch_optimizer(model.named_parameters(), strategy, lr=3e-2)
     before = [parameter.clone() for parameter in model.parameters()]
     model(torch.ones(4, 16, dtype=dtype)).square().mean().backward()
     optimizer.step()
@@ -44,15 +62,76 @@ def test_every_name_takes_a_step(name: str, precision: str) -> None:
     optimizer.zero_grad()
     assert all(parameter.grad is None for parameter in stepped_parameters(optimizer))
     assert all(parameter.grad is None for parameter in model.parameters())
-    if name == "adamw-8bit":
-        storages = {
-            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, torch.Tensor)
-        }
-        shapes = [tuple(parameter.shape) for parameter in model.parameters()]
-        assert sum(storages.values()) == state_bytes(name, shapes, 4)
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+    itemsize = 2 if precision == "bf16" else 4
+    expected = state_bytes(name, shapes, itemsize, device="cpu", names=names)
+    assert held_bytes(optimizer) == expected
+
+
+def held_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all state tensors, those inside torchao's low-bit ones too, each storage once."""
+    storages: dict[int, int] = {}
+    queue = [value for state in optimizer.state.values() for value in state.values()]
+    while queue:
+        value = queue.pop()
+        if hasattr(value, "__tensor_flatten__"):
+            queue += [getattr(value, part) for part in value.__tensor_flatten__()[0]]
+        elif isinstance(value, torch.Tensor):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("kind", ["fp32", "8bit"])
+def test_bitsandbytes_pages_what_we_say(kind: str) -> None:
+    """Which states it would page on a card: its own rule, on a device that is no CPU."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    name = {"fp32": "paged-adamw", "8bit": "paged-adamw-8bit"}[kind]
+    shapes = [(99_999,), (100_000,), (4095,), (400, 250)]
+    parameters = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
+    optimizer: Any = make_torch_optimizer(parameters, Strategy(optimizer=name))
+    paged: dict[tuple[int, ...], int] = {}
+
+    def get_paged(*shape: int, dtype: torch.dtype, device: object) -> torch.Tensor:
+        paged[shape] = paged.get(shape, 0) + torch.empty(shape, dtype=dtype, device="meta").nbytes
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    functional = bitsandbytes.functional
+    with (
+        mock.patch.object(functional, "get_paged", get_paged),
+        mock.patch.object(functional, "fill"),
+    ):
+        for index, parameter in enumerate(parameters):
+            optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
+    assert paged == {
+        shape: sum(sizes) for shape in shapes if (sizes := paged_sizes(name, shape)) != []
+    }
+    whole = sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and not key.startswith("qmap")
+    )
+    tables = 2048 if kind == "8bit" else 0
+    assert whole - sum(paged.values()) == state_bytes(name, shapes, 4) - tables
+
+
+def test_muon_leaves_embeddings_heads_and_vectors_to_adamw() -> None:
+    model = nn.ModuleDict(
+        {"embed": nn.Embedding(8, 4), "layers": nn.ModuleList([nn.Linear(4, 4)]), "head": toy()}
+    )
+    del model["head"]
+    optimizer = make_torch_optimizer(model.named_parameters(), Strategy(optimizer="muon"), lr=0.5)
+    muon, adamw = optimizer.param_groups
+    assert [p.shape for p in muon["params"]] == [(4, 4)]
+    assert [p.shape for p in adamw["params"]] == [(8, 4), (4,)]
+    assert (muon["lr"], adamw["lr"], adamw["fused"]) == (0.5, 0.5, True)
+
+
+def test_muon_without_a_matrix_is_refused() -> None:
+    vectors = [("layers.0.scale", torch.nn.Parameter(torch.ones(4)))]
+    with pytest.raises(UnsupportedCombination, match="no matrix"):
+        make_torch_optimizer(vectors, Strategy(optimizer="muon"))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +143,9 @@ def test_every_name_takes_a_step(name: str, precision: str) -> None:
         ("sgd", {"foreach": True, "momentum": 0}),
         ("sgd-momentum", {"foreach": True, "momentum": 0.9}),
         ("adafactor", {"foreach": False}),
+        ("adafactor-foreach", {"foreach": True}),
+        ("rmsprop", {"foreach": True}),
+        ("adafactor-hf", {"relative_step": False, "scale_parameter": False}),
     ],
 )
 def test_the_implementation_is_explicit(name: str, expected: dict[str, Any]) -> None:
@@ -74,7 +156,7 @@ def test_the_implementation_is_explicit(name: str, expected: dict[str, Any]) -> 
 
 
 def test_without_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(MeasurementFailed, match="pip install bitsandbytes"):
         make_torch_optimizer(toy().parameters(), Strategy(optimizer="adamw-8bit"))
 

@@ -21,10 +21,10 @@ from torch import nn
 
 from rigsize.errors import MeasurementFailed, SpecError
 from rigsize.run.optimizers import MasterWeights, make_torch_optimizer
-from rigsize.spec.strategy import OPTIMIZERS, Strategy
+from rigsize.spec.optimizers import OPTIMIZERS, PACKAGES
+from rigsize.spec.strategy import Strategy
 from rigsize.train.checkpoint import PHASES, RANDOM_STATE_RESTORED, Checkpoints, needed_bytes
 
-PACKAGES = {"adamw-8bit": "bitsandbytes", "adamw-sr": "torchao"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16-master": torch.float16}
 
 
@@ -71,6 +71,9 @@ def saved(folder: Path, last: int = 2) -> Checkpoints:
     return checkpoints
 
 
+@pytest.mark.filterwarnings(  # bitsandbytes' own; paging is tested apart
+    "ignore:Paged optimizers are not supported on CPU:UserWarning"
+)
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
@@ -89,7 +92,7 @@ def test_resumes_with_the_same_losses(name: str, precision: str, tmp_path: Path)
     def fresh(seed: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
         model = toy(seed).to(DTYPES[precision])
         strategy = Strategy(optimizer=name, precision=precision)
-        return model, make_torch_optimizer(model.parameters(), strategy, lr=lr)
+        return model, make_torch_optimizer(model.named_parameters(), strategy, lr=lr)
 
     model, optimizer = fresh(0, 1e-2)
     assert isinstance(optimizer, MasterWeights) == (precision == "fp16-master")

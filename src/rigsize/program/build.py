@@ -25,7 +25,7 @@ from rigsize.program.foreach import Device
 from rigsize.program.lower import ALLOC, FREE, GRADIENT, WORKSPACE, Lowering, Primitive
 from rigsize.program.mesh import ALONE, Mesh
 from rigsize.program.micro_step import MicroStep
-from rigsize.program.optimizer import make_optimizer
+from rigsize.program.optimizer import make_optimizer, optimizer_assumptions
 from rigsize.program.parallel import OptimizerCall, ranks_of
 from rigsize.program.tiling import Segment, Tiled
 from rigsize.program.timeline import Parameter, Timeline
@@ -47,6 +47,9 @@ class Program:
     accumulation: int
     stepped: list[Parameter] = field(default_factory=list)
     """What this rank's optimizer is given: the parameters, or its shards of them."""
+    paged_bytes: int = 0
+    """States in CUDA managed memory (paged optimizers): host pages that move to the card and off
+    it again, outside the allocator."""
     kernels: dict[str, str] = field(default_factory=dict)
     assumptions: list[str] = field(default_factory=list)
     phase_starts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
@@ -259,6 +262,8 @@ class _Builder:
             self.ranks.optimize(timeline, stepped, call)
             program.slices[name] = timeline.operations[start:]
             program.phase_starts[name] = [(i - start, p) for i, p in timeline.marks[marked:]]
+        program.paged_bytes = sum(optimizer.state.paged_bytes.values())
+        program.assumptions += optimizer_assumptions(strategy, stepped)
 
     def _column_scratch(self) -> Callable[[int, int], int] | None:
         if self.environment.device != "cuda":

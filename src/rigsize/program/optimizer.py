@@ -12,25 +12,27 @@ the fp16 ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rigsize.program.clipping import LossScaler, clip_events, zero_grad_events
 from rigsize.program.foreach import FP32_BYTES, Device, place
-from rigsize.program.optimizer_steps import (
-    CODE_TABLE_BYTES,
-    MIN_8BIT_NUMEL,
-    STEPS,
-    ColumnScratch,
-    OptimizerState,
-    Step,
-    product,
-    state_sizes,
-)
+from rigsize.program.optimizer_muon import in_groups
+from rigsize.program.optimizer_sizes import BLOCKWISE, is_blockwise, paged_sizes
+from rigsize.program.optimizer_state import ColumnScratch, OptimizerState, Step
+from rigsize.program.optimizer_steps import STEPS
 from rigsize.program.timeline import Parameter, Timeline, trainable
+from rigsize.spec.optimizers import muon_takes
 from rigsize.spec.strategy import Strategy
+from rigsize.units import format_bytes
 
-__all__ = ["Optimizer", "OptimizerState", "make_optimizer", "optimizer_phase", "state_bytes"]
+__all__ = [
+    "Optimizer",
+    "OptimizerState",
+    "make_optimizer",
+    "optimizer_assumptions",
+    "optimizer_phase",
+]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,7 +40,7 @@ class Optimizer:
     """An optimizer on a timeline; it keeps the storage ids of its states between steps."""
 
     name: str
-    """One of `spec.strategy.OPTIMIZERS`."""
+    """One of `spec.optimizers.OPTIMIZERS`."""
     has_masters: bool = False
     """Steps on fp32 master copies (the recipe fp16-master)."""
     column_scratch: ColumnScratch | None = None
@@ -65,14 +67,14 @@ class Optimizer:
         """
         found = trainable(parameters)
         if not self.has_masters:
-            return found
+            return in_groups(self.name, found)
         self.setup(timeline, parameters)
         masters = [self.state.masters[parameter.name] for parameter in found]
         where = place("temporaries", "fp16-master.collect_gradients")
         for master in masters:
             if master.gradient < 0:
                 master.gradient = timeline.alloc(master.num_bytes, where)
-        return masters
+        return in_groups(self.name, masters)
 
     def step(self, timeline: Timeline, parameters: Sequence[Parameter], *, device: Device) -> None:
         """`optimizer.step()`: the first call makes the states, every call its temporaries."""
@@ -82,8 +84,9 @@ class Optimizer:
 
     def zero_grad(self, timeline: Timeline, parameters: Sequence[Parameter]) -> None:
         """`optimizer.zero_grad(set_to_none=True)`: the masters' gradients, then the weights'."""
-        zero_grad_events(timeline, list(self.state.masters.values()))
-        zero_grad_events(timeline, parameters)
+        zero_grad_events(timeline, in_groups(self.name, list(self.state.masters.values())))
+        weights = parameters if self.has_masters else in_groups(self.name, parameters)
+        zero_grad_events(timeline, weights)
 
 
 def make_optimizer(strategy: Strategy, *, column_scratch: ColumnScratch | None = None) -> Optimizer:
@@ -118,21 +121,28 @@ def optimizer_phase(
     optimizer.zero_grad(timeline, parameters)
 
 
-def state_bytes(
-    optimizer_name: str,
-    shapes: Iterable[tuple[int, ...]],
-    itemsize: int,
-    *,
-    device: Device = "cuda",
-) -> int:
-    """Bytes of all states on the device, master copies apart.
-
-    `itemsize` is of the tensors that are stepped on: 4 with fp32 master copies. On the CPU the
-    host's step counters count too.
-    """
-    shapes = list(shapes)
-    sizes = (sum(state_sizes(optimizer_name, shape, itemsize, device)) for shape in shapes)
-    needs_tables = optimizer_name == "adamw-8bit" and any(
-        product(shape) >= MIN_8BIT_NUMEL for shape in shapes
-    )
-    return sum(sizes) + (2 * CODE_TABLE_BYTES if needs_tables else 0)
+def optimizer_assumptions(strategy: Strategy, parameters: Sequence[Parameter]) -> list[str]:
+    """What the optimizer's events take for granted, in words; nothing for most."""
+    trained = [p for p in parameters if p.trainable]
+    lines = []
+    if strategy.optimizer == "muon":
+        matrices = sum(muon_takes(p.name, p.shape) for p in trained)
+        lines.append(
+            f"muon steps on {matrices:,} matrices of the layers, fused AdamW on the other"
+            f" {len(trained) - matrices:,} parameters"
+        )
+    paged = sum(sum(paged_sizes(strategy.optimizer, p.shape)) for p in trained)
+    if paged:
+        lines.append(
+            f"{format_bytes(paged)} of optimizer states are managed memory: host pages that a step"
+            " moves to the card and that leave it when room is short"
+        )
+    blockwise = BLOCKWISE.get(strategy.optimizer)
+    if blockwise is not None:
+        numel = max((p.numel for p in trained if is_blockwise(blockwise, p.numel)), default=0)
+        lines.append(
+            f"{strategy.optimizer}'s compiled step is taken to need no temporaries; what the CPU's"
+            f" compiler leaves unfused is {format_bytes(int(numel * blockwise.compiled_scratch))}"
+            " of the largest parameter"
+        )
+    return lines

@@ -105,7 +105,7 @@ def _execute(job: Job, world: World, found: Execution, used_before_bytes: int | 
         model = build_model(job, config, world)
     optimizer = None
     if job.workload.training:
-        optimizer = make_torch_optimizer(model.parameters(), job.strategy)
+        optimizer = make_torch_optimizer(model.named_parameters(), job.strategy)
     supply = Supply(feed, world.device, forward_arguments(config, options))
     names = Namer(model, optimizer, supply) if job.options.keeps_peak else None
     if found.meter is None:

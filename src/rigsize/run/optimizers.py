@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from rigsize.errors import MeasurementFailed, UnsupportedCombination
+from rigsize.run.joined import muon_and_adamw
+from rigsize.spec.optimizers import PACKAGES
 from rigsize.spec.strategy import Strategy
 
-Build = Callable[..., torch.optim.Optimizer]
+Constructor = Callable[..., torch.optim.Optimizer]
+Build = Callable[[Sequence[tuple[str, Tensor]]], torch.optim.Optimizer]
 
 MOMENTUM = 0.9
 
@@ -38,12 +41,14 @@ class MasterWeights(torch.optim.Optimizer):
     2018 (Mixed Precision Training), section 3.1.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], build: Build) -> None:
-        self.weights = [p for p in parameters if p.requires_grad]
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], build: Build) -> None:
+        trained = [(name, p) for name, p in parameters if p.requires_grad]
+        self.weights = [p for _, p in trained]
         self.masters: list[Tensor] = [
             torch.nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in self.weights
         ]
-        self.inner = build(self.masters)
+        names = [name for name, _ in trained]
+        self.inner = build(list(zip(names, self.masters, strict=True)))
         super().__init__(self.masters, self.inner.defaults)
         self._share()
 
@@ -97,7 +102,7 @@ def stepped_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def make_torch_optimizer(
-    model_parameters: Iterable[Tensor],
+    model_parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
     strategy: Strategy,
     lr: float = 1e-5,
     *,
@@ -105,40 +110,78 @@ def make_torch_optimizer(
 ) -> torch.optim.Optimizer:
     """The strategy's optimizer in one parameter group; on master copies for fp16-master.
 
-    `weight_decay` None is each optimizer's own default (AdamW 0.01, the others 0).
+    Parameters come bare or with their names, as torch takes them; Muon asks for names. Where the
+    strategy says so, each has an optimizer of its own that steps in backward. `weight_decay` None
+    is each optimizer's own default (AdamW 0.01, Muon 0.1, the others 0).
     """
-    build = _builder(strategy.optimizer, lr)
-    if weight_decay is not None:
-        build = partial(build, weight_decay=weight_decay)
+    named = [_named(p) for p in model_parameters]
+    build = partial(_build, strategy.optimizer, lr, weight_decay)
     if strategy.policy.master_bytes:
-        return MasterWeights(model_parameters, build)
-    return build([p for p in model_parameters if p.requires_grad])
+        return MasterWeights(named, build)
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    return build(trained)
 
 
-def _builder(name: str, lr: float) -> Build:
-    """The constructor behind a name of `spec.strategy.OPTIMIZERS`; torch's defaults otherwise."""
-    if name == "adamw-8bit":
-        return partial(_package("bitsandbytes", name, "adamw-fused").optim.AdamW8bit, lr=lr)
-    if name == "adamw-sr":
-        torchao = _package("torchao", "adamw-sr", "bf16 with adamw-fused")
-        return partial(torchao.optim._AdamW, lr=lr, bf16_stochastic_round=True)
-    builders: dict[str, Build] = {
-        "adamw-foreach": partial(torch.optim.AdamW, lr=lr, foreach=True),
-        "adamw-fused": partial(torch.optim.AdamW, lr=lr, fused=True),
-        "adamw-loop": partial(torch.optim.AdamW, lr=lr, foreach=False, fused=False),
-        "sgd": partial(torch.optim.SGD, lr=lr, foreach=True),
-        "sgd-momentum": partial(torch.optim.SGD, lr=lr, momentum=MOMENTUM, foreach=True),
+def _named(parameter: Tensor | tuple[str, Tensor]) -> tuple[str, Tensor]:
+    return ("", parameter) if isinstance(parameter, Tensor) else parameter
+
+
+def _build(
+    name: str, lr: float, weight_decay: float | None, named: Sequence[tuple[str, Tensor]]
+) -> torch.optim.Optimizer:
+    """The optimizer of that name on these parameters."""
+    if name == "muon":
+        return muon_and_adamw(named, lr, weight_decay)
+    more = {} if weight_decay is None else {"weight_decay": weight_decay}
+    constructor = _torch_builder(name) or _packaged_builder(name)
+    return constructor([p for _, p in named], lr=lr, **more)
+
+
+def _torch_builder(name: str) -> Constructor | None:
+    """The class of torch behind a name of `spec.optimizers.OPTIMIZERS`; its defaults otherwise."""
+    adamw, adafactor, sgd = torch.optim.AdamW, torch.optim.Adafactor, torch.optim.SGD
+    builders: dict[str, Constructor] = {
+        "adamw-foreach": partial(adamw, foreach=True),
+        "adamw-fused": partial(adamw, fused=True),
+        "adamw-loop": partial(adamw, foreach=False, fused=False),
+        "sgd": partial(sgd, foreach=True),
+        "sgd-momentum": partial(sgd, momentum=MOMENTUM, foreach=True),
+        "rmsprop": partial(torch.optim.RMSprop, foreach=True),
         # torch's own default, also on CUDA: Adafactor takes foreach only when asked.
-        "adafactor": partial(torch.optim.Adafactor, lr=lr, foreach=False),
+        "adafactor": partial(adafactor, foreach=False),
+        "adafactor-foreach": partial(adafactor, foreach=True),
     }
-    return builders[name]
+    return builders.get(name)
+
+
+_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw-8bit": ("AdamW8bit", {}),
+    "paged-adamw": ("PagedAdamW", {}),
+    "paged-adamw-8bit": ("PagedAdamW8bit", {}),
+    "lion": ("Lion", {}),
+    "lion-8bit": ("Lion8bit", {}),
+    "adamw-8bit-torchao": ("AdamW8bit", {}),
+    "adamw-4bit": ("AdamW4bit", {}),
+    "adamw-fp8": ("AdamWFp8", {}),
+    "adamw-sr": ("_AdamW", {"bf16_stochastic_round": True}),
+    # As the Trainer makes it: transformers/trainer_optimizer.py (5.23).
+    "adafactor-hf": ("Adafactor", {"scale_parameter": False, "relative_step": False}),
+}
+"""Class and arguments in the module of `spec.optimizers.PACKAGES`."""
+
+
+def _packaged_builder(name: str) -> Constructor:
+    class_name, arguments = _CLASSES[name]
+    instead = "bf16 with adamw-fused" if name == "adamw-sr" else "adamw-fused"
+    module = _package(PACKAGES[name], name, instead)
+    return partial(getattr(module, class_name), **arguments)
 
 
 def _package(name: str, optimizer: str, instead: str) -> Any:
-    """A package that only one optimizer needs, imported when it is asked for."""
+    """The optimizers of a package that few of them need, imported when one is asked for."""
+    part = "optimization" if name == "transformers" else "optim"
     try:
-        package = importlib.import_module(name)
-        importlib.import_module(f"{name}.optim")
+        package = importlib.import_module(f"{name}.{part}")
     except ImportError as error:
         raise MeasurementFailed(
             "optim",

@@ -1,8 +1,9 @@
 """What, how and on what: the three records every question is made of."""
 
 from rigsize.spec.cluster import Cluster
+from rigsize.spec.optimizers import OPTIMIZERS
 from rigsize.spec.precision import POLICIES, PrecisionPolicy, find_policy
-from rigsize.spec.strategy import OPTIMIZERS, Strategy
+from rigsize.spec.strategy import Strategy
 from rigsize.spec.together import check_together
 from rigsize.spec.workload import TASKS, USES, Workload
 

@@ -6,23 +6,14 @@ from dataclasses import dataclass
 
 from rigsize.errors import UnsupportedCombination
 from rigsize.spec.checks import integer, one_of, share
+from rigsize.spec.optimizers import (
+    OPTIMIZERS,
+    SIXTEEN_BIT_ONLY,
+    WHOLE_MATRICES,
+)
 from rigsize.spec.precision import PrecisionPolicy, find_policy
 from rigsize.spec.workload import MAX_BATCH
 
-OPTIMIZERS = (
-    "adamw-foreach",
-    "adamw-fused",
-    "adamw-loop",
-    "adamw-8bit",
-    "sgd",
-    "sgd-momentum",
-    "adafactor",
-)
-RUN_ONLY_OPTIMIZERS = ("adamw-sr",)
-"""`train` and `measure` run them, estimates do not answer them yet: torchao's AdamW with stochastic
-rounding of bf16 weights."""
-OPTIMIZER_ALIASES = {"adamw": "adamw-foreach"}
-"""torch's default on CUDA is foreach."""
 ATTENTIONS = ("sdpa", "eager", "flash")
 RECOMPUTES = ("none", "block")
 LOSSES = ("all", "masked", "chunked")
@@ -107,7 +98,7 @@ class Strategy:
 
     def __post_init__(self) -> None:
         find_policy(self.precision)
-        one_of("optim", self.optimizer, (*OPTIMIZERS, *RUN_ONLY_OPTIMIZERS))
+        one_of("optim", self.optimizer, OPTIMIZERS)
         one_of("attention", self.attention, ATTENTIONS)
         one_of("recompute", self.recompute, RECOMPUTES)
         integer("batch-size", self.micro_batch, 1, MAX_BATCH)
@@ -136,12 +127,19 @@ class Strategy:
                 f"needs sharded parameters, parallel is {self.parallel}",
                 hint="--parallel fsdp, also on one device",
             )
-        if self.optimizer == "adamw-sr" and self.precision != "bf16":
+        if self.optimizer in SIXTEEN_BIT_ONLY and self.precision != "bf16":
             raise UnsupportedCombination(
                 "optim",
                 self.optimizer,
                 "stochastic rounding is for bf16 weights",
                 hint="--precision bf16, or --optim adamw-fused",
+            )
+        if self.optimizer in WHOLE_MATRICES and self.parallel in sharded:
+            raise UnsupportedCombination(
+                "optim",
+                self.optimizer,
+                f"a step needs whole matrices, {self.parallel} leaves a rank its shard",
+                hint="--parallel ddp, or --optim adamw-fused",
             )
         if self.method in PROMPT_METHODS and self.loss != "all":
             raise UnsupportedCombination(

@@ -289,7 +289,7 @@ def prepare_run(plan: Plan, world: World, kill: KillSwitch) -> Prepared:
         checkpoints.check_empty()
     model = shard(maker, strategy, world)
     optimizer = make_torch_optimizer(
-        model.parameters(),
+        model.named_parameters(),
         strategy,
         settings.learning_rate,
         weight_decay=settings.weight_decay,
