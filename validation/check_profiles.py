@@ -37,7 +37,7 @@ from rigsize.program.lower import Group, Lowered
 from rigsize.program.optimizer_sizes import state_bytes
 from rigsize.program.tiling import Tiled
 from rigsize.run.optimizers import make_torch_optimizer
-from rigsize.spec.optimizers import OPTIMIZERS
+from rigsize.spec.optimizers import OPTIMIZERS, PACKAGES
 from rigsize.spec.strategy import Strategy
 from rigsize.trace.capture import named_parameters
 from rigsize.trace.child import run_under_hash_seed
@@ -288,8 +288,8 @@ def check_optimizers(model: BundledModel, task: str, tally: Tally) -> None:
         options = Session(model.config, key, None).options
         parameters = list(build(load_config(model.config, options), options).parameters())
         for name in OPTIMIZERS:
-            if name in ("adamw-8bit", "adamw-fused"):
-                continue  # the one needs bitsandbytes, the other a device that computes
+            if name in PACKAGES or name in ("adamw-fused", "muon"):
+                continue  # they need a package, or a device that computes
             told = state_bytes(name, [tuple(p.shape) for p in parameters], itemsize)
             real = real_state_bytes(name, parameters)
             difference = "" if told == real else f"{told:,} against {real:,}"

@@ -175,9 +175,9 @@ def build(
         vocabulary=int(source.config.get("vocab_size") or 0),
     )
     trained = [p for p in program.stepped if p.trainable]
-    if strategy.optimizer == "muon" and trained:
-        if not any(muon_takes(p.name, p.shape) for p in trained):
-            raise no_matrix_for_muon()
+    matrices = any(muon_takes(p.name, p.shape) for p in trained)
+    if program.training and strategy.optimizer == "muon" and not matrices:
+        raise no_matrix_for_muon()
     return program
 
 

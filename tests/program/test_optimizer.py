@@ -367,10 +367,10 @@ def test_a_step_over_800_parameters_is_fast() -> None:
         optimizer = Optimizer(name=name)
         timeline, parameters = on_timeline(*shapes)
         for _ in range(10):
-            begin = time.perf_counter()
+            begin = time.process_time()
             optimizer.step(timeline, parameters, device="cuda")
-            best = min(best, time.perf_counter() - begin)
-        # At most 4 ms (Muon, transformers' Adafactor) on two cores of a shared machine.
+            best = min(best, time.process_time() - begin)
+        # At most 4 ms (Muon, transformers' Adafactor) of a processor's time, whoever else is at it.
         assert best < 0.02, name
 
 

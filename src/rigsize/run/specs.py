@@ -16,7 +16,7 @@ from rigsize.errors import SpecError, nearest
 from rigsize.run.job import MeasureOptions
 from rigsize.spec import Strategy, Workload
 from rigsize.spec.checks import integer
-from rigsize.spec.strategy import OPTIMIZER_ALIASES
+from rigsize.spec.optimizers import OPTIMIZER_ALIASES
 from rigsize.texts.stats import LengthHistogram
 from rigsize.units import parse_bytes
 
