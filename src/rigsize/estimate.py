@@ -222,7 +222,9 @@ def trace_key(
     half = strategy.policy.compute != "fp32"
     flash = on_gpu and half and capability >= FLASH_CAPABILITY
     adapter = adapter_of(strategy)
-    compute = strategy.policy.compute
+    if adapter is not None and strategy.compute != strategy.policy.compute:
+        adapter = replace(adapter, dtype="same")  # FSDP2 casts its weights with the layer's
+    compute = strategy.compute
     return TraceKey(
         config_digest=source.digest,
         task=workload.task,

@@ -162,6 +162,11 @@ def _birth(num_bytes: int, born: list[Any], died: list[Any], known: frozenset[st
 
 def profiler_events(tree: Any, known: frozenset[str]) -> list[Event]:
     """Births and deaths as the CPU allocator reported them; what lived before is left out."""
+    return [event for _, event in timed_events(tree, known)]
+
+
+def timed_events(tree: Any, known: frozenset[str]) -> list[tuple[int, Event]]:
+    """The same with their times in nanoseconds."""
     nodes = sorted(_allocations(tree), key=lambda node: node.start_time_ns)
     born_at: dict[int, int] = {}
     death_of: dict[int, int] = {}
@@ -181,7 +186,8 @@ def profiler_events(tree: Any, known: frozenset[str]) -> list[Event]:
         events[index] = birth
         if death is not None:
             events[death] = Event(birth.op, birth.num_bytes, birth)
-    return [event for event in events if event is not None]
+    told = zip(nodes, events, strict=True)
+    return [(node.start_time_ns, event) for node, event in told if event is not None]
 
 
 def without_exempted(events: Sequence[Event]) -> tuple[list[Event], collections.Counter[str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, Protocol
 
-from rigsize.program.timeline import Parameter, Place, Timeline
+from rigsize.program.timeline import Parameter, Place
 
 Device = Literal["cuda", "cpu"]
 FP32_BYTES = 4
@@ -33,7 +33,14 @@ def dtype_groups(parameters: Sequence[Parameter]) -> list[list[Parameter]]:
     return list(reversed(groups.values()))
 
 
-def free_list(timeline: Timeline, storages: Sequence[int]) -> None:
+class Frees(Protocol):
+    """A timeline, or a micro-step of it."""
+
+    def free(self, storage: int) -> None:
+        """Ends a storage's life here."""
+
+
+def free_list(timeline: Frees, storages: Sequence[int]) -> None:
     """The end of a Python list or tuple: CPython drops its items from the last to the first."""
     for storage in reversed(storages):
         timeline.free(storage)

@@ -7,6 +7,7 @@ for the order of the host decides what is alive. `ranks_of` picks it.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -111,10 +112,19 @@ class Ranks:
         )
 
 
+_WAYS = {
+    "ddp": ("rigsize.program.ddp", "Ddp"),
+    "fsdp": ("rigsize.program.fsdp", "FullySharded"),
+    "hsdp": ("rigsize.program.fsdp", "FullySharded"),
+}
+"""Module and subclass by `--parallel`; imported when asked for, as each imports this one."""
+
+
 def ranks_of(strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> Ranks:
     """The strategy's way of sharing the step."""
-    if strategy.parallel == "ddp" and training:
-        from rigsize.program.ddp import Ddp
-
-        return Ddp(strategy, mesh, device=device, training=training)
+    kind = _WAYS.get(strategy.parallel)
+    if kind is not None and (training or strategy.parallel != "ddp"):
+        module, name = kind
+        chosen: type[Ranks] = getattr(importlib.import_module(module), name)
+        return chosen(strategy, mesh, device=device, training=training)
     return Ranks(strategy, mesh, device=device, training=training)

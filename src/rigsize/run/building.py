@@ -15,7 +15,7 @@ from rigsize.trace.model import build, build_base, prepare
 from rigsize.train.parallel import World, shard
 from rigsize.units import format_bytes
 
-__all__ = ["build_model", "set_matrix_precision"]
+__all__ = ["build_model", "fill", "set_matrix_precision"]
 
 
 def build_model(job: Job, config: Any, world: World) -> torch.nn.Module:
@@ -33,7 +33,7 @@ def build_model(job: Job, config: Any, world: World) -> torch.nn.Module:
 
     model = shard(make, strategy, world, training=job.workload.training)
     if world.fake:
-        _fill(model)
+        fill(model)
     _free_cache(job.device)
     return model
 
@@ -49,7 +49,7 @@ def _adapted(job: Job, config: Any, place: str) -> torch.nn.Module:
     return prepare(model, options)
 
 
-def _fill(model: torch.nn.Module) -> None:
+def fill(model: torch.nn.Module) -> None:
     """Storage that was only reserved holds whatever was there: slow numbers, impossible indices.
 
     Position ids, rotary frequencies and the like get their values from transformers' own

@@ -110,7 +110,7 @@ def recipe_of(workload: Workload, strategy: Strategy, device_type: str) -> StepR
     policy = strategy.policy
     return StepRecipe(
         task=workload.task,
-        autocast_dtype=getattr(torch, policy.half_dtype) if policy.compute == "amp" else None,
+        autocast_dtype=getattr(torch, policy.half_dtype) if strategy.compute == "amp" else None,
         device_type=device_type,
         hold_output=strategy.hold_output,
         max_grad_norm=strategy.max_grad_norm,

@@ -163,6 +163,16 @@ class Strategy:
         return by_method or _QUANTIZATION_OF_PRECISION.get(self.precision, "none")
 
     @property
+    def compute(self) -> str:
+        """What is traced: fp32, amp or half.
+
+        FSDP2's own mixed precision hands 16-bit weights to layers that run without autocast, as
+        torchtitan has it: its amp-bf16 computes as half does, over fp32 shards.
+        """
+        compute = self.policy.compute
+        return "half" if compute == "amp" and self.parallel in ("fsdp", "hsdp") else compute
+
+    @property
     def policy(self) -> PrecisionPolicy:
         """The precision policy by its name."""
         return find_policy(self.precision)

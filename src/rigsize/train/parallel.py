@@ -198,7 +198,6 @@ def _fully_sharded(build: Build, strategy: Strategy, world: World) -> torch.nn.M
 
 def apply_fully_shard(model: torch.nn.Module, strategy: Strategy, world: World) -> None:
     """Every layer of the stacks is a group of its own; what is left belongs to the root."""
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
         FSDPModule,
@@ -206,7 +205,9 @@ def apply_fully_shard(model: torch.nn.Module, strategy: Strategy, world: World) 
         fully_shard,
     )
 
-    options: dict[str, Any] = {"mesh": init_device_mesh(world.device.type, (world.size,))}
+    options: dict[str, Any] = {"mesh": _device_mesh(strategy, world)}
+    if not strategy.reshard_after_forward:
+        options["reshard_after_forward"] = False  # torch's own default spares the root alone
     if strategy.policy.compute == "amp":
         half = getattr(torch, strategy.policy.half_dtype)
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
@@ -217,6 +218,18 @@ def apply_fully_shard(model: torch.nn.Module, strategy: Strategy, world: World) 
             fully_shard(layer, **options)
     fully_shard(model, **options)
     assert isinstance(model, FSDPModule)
+
+
+def _device_mesh(strategy: Strategy, world: World) -> Any:
+    """All ranks in a row, or under hsdp copies times shards; a node's ranks hold one copy."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    kind = world.device.type
+    if strategy.parallel != "hsdp":
+        return init_device_mesh(kind, (world.size,))
+    shard = strategy.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    copies = world.size // shard
+    return init_device_mesh(kind, (copies, shard), mesh_dim_names=("replicate", "shard"))
 
 
 def _assert_sharded(model: torch.nn.Module) -> None:
