@@ -40,6 +40,7 @@ TRAIN = set(
 )
 OPTIONS = {
     "estimate": JOB | {"--gpus", "--headroom", "--fail-over", "--explain"},
+    "compare": JOB - {"--data"} | {"--gpus", "--record"},
     "table": {"--json"},
     "measure": JOB | DATA | MEASURE,
     "train": JOB | DATA | TRAIN,

@@ -29,6 +29,7 @@ __all__ = ["main", "run"]
 INTERNAL, INTERRUPTED = 1, 130
 _ABOUT = {
     "estimate": "The GPU memory a run will really take, and whether it fits.",
+    "compare": "What other estimators say of the same run, term by term, beside ours.",
     "table": "The seed article's tables, predicted beside published.",
     "measure": "Run it for real and print measured beside predicted.",
     "train": "Train it for real: text in, model out, prediction beside measurement.",

@@ -225,6 +225,14 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _JSON,
         *_LATER,
     ),
+    "compare": (
+        *_WHAT,
+        *_HOW,
+        _flag("gpus", "NAME[:N[xM]]", "The card, N a node, M nodes, as of estimate."),
+        _flag("record", "ID|FILE", "A Record: its run is compared, and what it measured shown."),
+        *_FROM,
+        _JSON,
+    ),
     "table": (_JSON,),
     "measure": (
         *_WHAT,
@@ -276,6 +284,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
 
 ARGUMENTS: dict[str, tuple[Flag, ...]] = {
     "estimate": (MODEL,),
+    "compare": (MODEL,),
     "measure": (MODEL,),
     "train": (MODEL,),
     "data": (
@@ -294,7 +303,6 @@ VERBS_LATER = (
     "plan",
     "offers",
     "calibrate",
-    "compare",
     "fit",
     "emit",
     "serve",

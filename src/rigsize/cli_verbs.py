@@ -211,6 +211,7 @@ VERBS: dict[str, Callable[[Given], int]] = {
     "train": _late("cli_train", "train_verb"),
     "data": _late("cli_data", "data_verb"),
     "estimate": estimate_verb,
+    "compare": _late("cli_compare", "compare_verb"),
     "table": table_verb,
     "measure": _late("cli_measure", "measure_verb"),
     "validate": validate_verb,
