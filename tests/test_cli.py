@@ -39,8 +39,8 @@ TRAIN = set(
     " --no-export --predict --no-predict --ranks --max-restarts --device --seed".split()
 )
 OPTIONS = {
-    "estimate": JOB | {"--gpus", "--headroom", "--fail-over", "--explain"},
     "compare": JOB - {"--data"} | {"--gpus", "--record"},
+    "estimate": JOB | {"--gpus", "--headroom", "--host-memory", "--fail-over", "--explain"},
     "table": {"--json"},
     "measure": JOB | DATA | MEASURE,
     "train": JOB | DATA | TRAIN,
@@ -203,6 +203,16 @@ BAD = {
     ),
     "no histogram": (("measure", "xlm-roberta-base", "--histogram", "/no/such.json"), "histogram"),
     "offload alone": ((*BASE, "--offload", "cpu"), "needs sharded parameters"),
+    "half offload": (
+        (*BASE, "--parallel", "fsdp", "--offload", "optimizer"),
+        "to the host together or not at all",
+    ),
+    "scaled and offloaded": (
+        (*BASE, "--precision", "amp-fp16", "--offload", "optimizer"),
+        "no gradient scaler works on gradients that left the device",
+    ),
+    "no host": ((*BASE, "--host-memory", "0GiB"), "no memory at all"),
+    "host of what": ((*BASE, "--host-memory", "256"), "not a size with a unit"),
     "no cases": (("validate", "--cases", "/no/such.toml"), "cannot be read"),
 }
 
@@ -218,7 +228,6 @@ def test_bad_input_is_one_line_and_exit_2(case: str, ran: Ran) -> None:
 NOT_YET = [
     *(("--parallel", v) for v in ("fsdp", "hsdp", "zero1", "zero2", "zero3")),
     *(("--parallel", v) for v in ("tensor", "pipeline", "context", "expert")),
-    *(("--offload", v) for v in ("optimizer", "activations")),
     ("--recompute", "selective"),
     ("--data", "x.jsonl"),
 ]

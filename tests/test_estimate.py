@@ -145,7 +145,7 @@ def test_on_the_cpu_live_bytes_are_the_answer() -> None:
     assert (memory.low_bytes, memory.high_bytes) == (memory.allocated_peak_bytes,) * 2
     assert sum(row.num_bytes for row in memory.ledger) == memory.allocated_peak_bytes
     assert answer.fit.verdict == "unknown"
-    assert answer.assumptions == ()
+    assert answer.assumptions == answer.host.assumptions
 
 
 def test_parameters_are_counted_thrice() -> None:
@@ -155,10 +155,11 @@ def test_parameters_are_counted_thrice() -> None:
 
 
 def test_assumptions_name_context_versions_and_capacity() -> None:
-    context, versions, capacity = tiny_estimate().assumptions
+    context, versions, capacity, host = tiny_estimate().assumptions
     assert context == "CUDA context 0.00 GiB (0.00 to 0.00), assumed: by hand"
     assert versions == "torch 2.13, cuDNN 9.20.0: kernel choice and workspaces"
     assert capacity == "capacity assumed: by hand"
+    assert host.startswith("host: interpreters and libraries 2.50 GiB (1.00 GiB to 4.00 GiB)")
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
             "NAME[:N[xM]]",
             "The card, N a node, M nodes: A100-80GB, H100:8x2, L4, cpu; `rigsize gpus` lists them.",
         ),
+        _flag("host-memory", "SIZE", "Memory of each node, to be checked too: 256GiB."),
         _flag("headroom", "SIZE|%", "Memory of the card to leave free: 2GiB or 10%."),
         _flag("fail-over", "SIZE", "Exit with 3 when the peak is above this: 24GiB."),
         *_FROM,

@@ -170,7 +170,8 @@ def parse_job(settings: Settings, verb: str = "estimate") -> Job:
     strategy = _texts_of_budget(settings, workload, strategy)
     if not workload.training:
         _warn_training_only(settings)
-        strategy = replace(strategy, accumulation=1)
+        offload = strategy.offload if strategy.offload.startswith("cpu") else "none"
+        strategy = replace(strategy, accumulation=1, offload=offload)
     return Job(
         source=source,
         workload=workload,
@@ -302,6 +303,10 @@ def _warn_training_only(settings: Settings) -> None:
     for name in ("optim", "grad-accum", "global-batch", "max-grad-norm"):
         if settings.text(name) is not None:
             settings.warnings.append(f"--{name} has no effect on inference")
+    if settings.text("offload") in ("optimizer", "activations"):
+        settings.warnings.append(
+            f"--offload {settings.text('offload')} has no effect on inference: nothing is saved"
+        )
     if settings.text("recompute") not in (None, "none"):
         settings.warnings.append("--recompute has no effect on inference")
 
@@ -443,11 +448,20 @@ def parse_target(settings: Settings) -> Target:
             accelerator=_less(gpus.accelerator, headroom),
             per_node=gpus.per_node,
             nodes=gpus.nodes,
+            host_memory_bytes=_host_memory(settings),
         ),
         headroom_bytes=headroom,
         fail_over_bytes=None if fail_over is None else parse_bytes(fail_over, "fail-over"),
         note=gpus.assumed_note,
     )
+
+
+def _host_memory(settings: Settings) -> int | None:
+    text = settings.text("host-memory")
+    size = None if text is None else parse_bytes(text, "host-memory")
+    if size == 0:
+        raise SpecError("host-memory", text, "no memory at all", allowed=("256GiB", "1TiB"))
+    return size
 
 
 def _headroom(settings: Settings, accelerator: Accelerator) -> int:

@@ -94,7 +94,7 @@ def _edits(found: Estimate) -> tuple[Edit, ...]:
     from rigsize.search import cheapest_edits
 
     capacity = found.fit.capacity_bytes or 0
-    if found.fit.verdict != "does_not_fit" or least_bytes(found) > capacity:
+    if found.fit.of_card != "does_not_fit" or least_bytes(found) > capacity:
         return ()
     with waiting("looking for changes that make it fit; each is traced and replayed"):
         return tuple(cheapest_edits(found))

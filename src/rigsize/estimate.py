@@ -11,6 +11,8 @@ from typing import Literal
 
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
+from rigsize.memory.host import HostEstimate, host_memory, run_of
+from rigsize.memory.ledger import LedgerRow
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_task, max_positions
 from rigsize.point import assumed_sizes, point_of
@@ -26,15 +28,6 @@ from rigsize.trace.store import find_profile
 FLASH_CAPABILITY = (8, 0)
 """From here on texts in one row get FlashAttention (`run.packing`, which imports torch)."""
 Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerRow:
-    """A named, additive part of the peak."""
-
-    name: str
-    num_bytes: int
-    basis: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +50,29 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Whether it fits the device."""
+    """Whether it fits the device, and the host where its memory is known."""
 
     verdict: Verdict
+    """The worse of the card's and the host's."""
     capacity_bytes: int | None
     headroom_bytes: int | None
     """Capacity less the device peak; negative when it does not fit."""
+    host_verdict: Verdict = "unknown"
+    host_capacity_bytes: int | None = None
+    """Of one node."""
+    host_headroom_bytes: int | None = None
+    card_verdict: Verdict | None = None
+    """The card's own, where the host's memory was asked about; None elsewhere."""
+
+    @property
+    def of_card(self) -> Verdict:
+        """The verdict without the host."""
+        return self.card_verdict or self.verdict
+
+    @property
+    def host_is_worse(self) -> bool:
+        """The host decides the verdict."""
+        return self.verdict == self.host_verdict != self.of_card
 
     @property
     def fits(self) -> bool:
@@ -95,6 +105,7 @@ class Estimate:
     point: Mapping[str, int]
     """The sizes of the micro-batch, {B, S, T} and M, N where it has them (`rigsize.point`)."""
     memory: MemoryEstimate
+    host: HostEstimate
     fit: Fit
     parameters: Parameters
     versions: dict[str, str]
@@ -128,6 +139,18 @@ def estimate(
         profile = profile_for(source, workload, strategy, accelerator, point)
     program = build(source, profile, strategy, cluster, point)
     played, verdict = _play(program, accelerator)
+    host = host_memory(
+        run_of(
+            source,
+            profile,
+            point,
+            workload,
+            strategy,
+            mesh_of(strategy, cluster),
+            saved=program.saved_on_host,
+            tensors_bytes=played.allocated_peak_bytes if accelerator.is_cpu else None,
+        )
+    )
     assumed = () if sizes else assumed_sizes(workload, strategy)
     return Estimate(
         source=source,
@@ -136,11 +159,12 @@ def estimate(
         cluster=cluster,
         point=point,
         memory=_memory(program, played, accelerator),
-        fit=_fit(verdict, played, accelerator),
+        host=host,
+        fit=_with_host(_fit(verdict, played, accelerator), host, cluster),
         parameters=_parameters(source, program),
         versions={**profile.versions, "assumed_torch": ".".join(map(str, TORCH_VERSION))},
-        assumptions=(*assumed, *_assumptions(program, accelerator)),
-        notes=(*source.notes, *_notes(workload, strategy, accelerator)),
+        assumptions=(*assumed, *_assumptions(program, accelerator), *host.assumptions),
+        notes=(*source.notes, *_notes(workload, strategy, accelerator), *host.notes),
         program=program,
         replay=played,
     )
@@ -165,7 +189,9 @@ def build(
     cluster: Cluster,
     point: Mapping[str, int],
 ) -> Program:
-    """The Program of one rank."""
+    """The Program of one rank; nothing leaves a device that is the host itself."""
+    if cluster.accelerator.is_cpu:
+        strategy = replace(strategy, offload="none")
     program = build_program(
         profile,
         point,
@@ -239,6 +265,7 @@ def trace_key(
         loss=strategy.loss,
         unpadded=("flash" if flash else "grid") if unpadded else "",
         adapter=adapter.traced(compute).text() if adapter else "",
+        saves_on_host=training and on_gpu and strategy.offload == "activations",
     )
 
 
@@ -270,7 +297,7 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
 
 _ANSWERED: dict[str, tuple[object, ...]] = {
     "parallel": ("single", "ddp"),
-    "offload": ("none",),
+    "offload": ("none", "optimizer", "activations"),
     "method": ("full", "lora", "dora", "adalora", "ia3", "prefix", "prompt"),
     "stored_as": ("none",),
     "optimizer_in_backward": (False,),
@@ -330,6 +357,28 @@ def _fit(verdict: Verdict, played: Replay, accelerator: Accelerator) -> Fit:
         return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=None)
     used = played.reserved_peak_bytes + accelerator.context_bytes.value.mid
     return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=capacity - used)
+
+
+_WORST_FIRST: tuple[Verdict, ...] = ("does_not_fit", "unknown", "tight", "fits")
+
+
+def _with_host(fit: Fit, host: HostEstimate, cluster: Cluster) -> Fit:
+    """The verdict of card and host together."""
+    capacity = cluster.host_memory_bytes
+    if capacity is None:
+        return fit
+    on_cpu = cluster.accelerator.is_cpu
+    verdict: Verdict = "fits" if host.high_bytes <= capacity else "tight"
+    if host.low_bytes > capacity:
+        verdict = "does_not_fit"
+    return replace(
+        fit,
+        verdict=verdict if on_cpu else min(fit.verdict, verdict, key=_WORST_FIRST.index),
+        card_verdict=fit.verdict,
+        host_verdict=verdict,
+        host_capacity_bytes=capacity,
+        host_headroom_bytes=capacity - host.peak_bytes,
+    )
 
 
 def _memory(program: Program, played: Replay, accelerator: Accelerator) -> MemoryEstimate:
@@ -425,6 +474,8 @@ def _assumptions(program: Program, accelerator: Accelerator) -> tuple[str, ...]:
 
 def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> list[str]:
     notes = []
+    if accelerator.is_cpu and strategy.offload != "none":
+        notes.append(f"--offload {strategy.offload} has no effect where the host is the device")
     if strategy.precision == "tf32" and (accelerator.compute_capability or (8, 0)) < (8, 0):
         notes.append(f"tf32 has no effect on {accelerator.id}")
     bf16 = strategy.policy.half_dtype == "bfloat16"

@@ -38,7 +38,8 @@ def test_keys_are_the_contract(estimated: Estimated) -> None:
         " peak_moment ledger".split()
     )
     assert set(document["fit"]) == set(
-        "fits verdict capacity_bytes headroom_bytes requested_headroom_bytes".split()
+        "fits verdict capacity_bytes headroom_bytes requested_headroom_bytes"
+        " host_capacity_bytes host_capacity_bytes_unknown_reason".split()
     )
     assert document["plan"] == {"micro_batch": 16, "accumulation": 1, "global_batch": 16}
     assert document["parameters"] == document["trainable_parameters"] == PARAMETERS

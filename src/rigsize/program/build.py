@@ -22,7 +22,7 @@ from rigsize.program.categories import Categories, backbone_of, weight_category
 from rigsize.program.clipping import LossScaler
 from rigsize.program.environment import Environment
 from rigsize.program.foreach import Device
-from rigsize.program.lower import ALLOC, FREE, GRADIENT, WORKSPACE, Lowering, Primitive
+from rigsize.program.lower import ALLOC, FREE, GRADIENT, SAVE, WORKSPACE, Lowering, Primitive
 from rigsize.program.mesh import ALONE, Mesh
 from rigsize.program.micro_step import MicroStep
 from rigsize.program.optimizer import make_optimizer, optimizer_assumptions
@@ -52,6 +52,9 @@ class Program:
     it again, outside the allocator."""
     kernels: dict[str, str] = field(default_factory=dict)
     assumptions: list[str] = field(default_factory=list)
+    saved_on_host: dict[str, list[int]] = field(default_factory=dict)
+    """Bytes of each copy that one micro-step's forward pass makes on the host, by what of: `save`,
+    or `save_weight` (`torch.autograd.graph.save_on_cpu`)."""
     phase_starts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     """Per slice: (index, phase) where a phase begins, to name the moment of the peak."""
 
@@ -111,6 +114,7 @@ class _Builder:
         self.parameters: list[Parameter] = []
         self.buffers: list[Parameter] = []
         self.by_name: dict[str, Parameter] = {}
+        self.saved_on_host: dict[str, list[int]] = {}
 
     def build(self) -> Program:
         lowered = Lowering(
@@ -135,6 +139,7 @@ class _Builder:
             kernels=lowered.kernels,
             assumptions=sorted(lowered.assumptions),
             phase_starts=step.phase_starts(alone=alone),
+            saved_on_host=self.saved_on_host,
         )
         if self.training:
             if not alone:
@@ -214,6 +219,9 @@ class _Builder:
         if kind == WORKSPACE:
             assert primitive.place is not None
             step.alloc_once(primitive.num_bytes, primitive.place)
+            return
+        if kind == SAVE:
+            self.saved_on_host.setdefault(primitive.name, []).append(primitive.num_bytes)
             return
         storage = step.base + stream.resolve(primitive.ref, group)
         if kind == GRADIENT:

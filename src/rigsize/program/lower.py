@@ -30,8 +30,10 @@ from rigsize.program.timeline import Place
 from rigsize.trace.profile import Body, Event, Profile, Ref
 from rigsize.trace.sizes import evaluate
 
-ALLOC, FREE, GRADIENT, WORKSPACE = range(4)
+ALLOC, FREE, GRADIENT, WORKSPACE, SAVE = range(5)
 HALF_BYTES = 2
+SAVES = ("save", "save_weight")
+"""Copies to the host that `save_on_cpu` makes, of a weight or of anything else."""
 
 
 @dataclass(slots=True)
@@ -42,9 +44,9 @@ class Primitive:
     ref: Ref
     """Storage for ALLOC, FREE and GRADIENT."""
     name: str = ""
-    """GRADIENT: the parameter, with `*` for the layer."""
+    """GRADIENT: the parameter, with `*` for the layer. SAVE: what is copied to the host."""
     num_bytes: int = 0
-    """WORKSPACE: its size."""
+    """WORKSPACE and SAVE: its size."""
     place: Place | None = None
 
 
@@ -145,6 +147,9 @@ class Lowering:
             place = self.categories.place("workspaces", phase, event.module, "cublas", "derived")
             out.append(Primitive(WORKSPACE, ("own", -1), num_bytes=size, place=place))
             return
+        if name in SAVES:
+            out.append(Primitive(SAVE, ("host", -1), name, numbers[0]))
+            return
         place = self.categories.place("temporaries", phase, event.module, event.op, "derived")
         buffers = self._scratch_of(name, numbers)
         refs = [self._extra(group, size, place) for size in buffers]
@@ -193,6 +198,8 @@ class Lowering:
         if (group, event.ref) in self._consumed:
             mask_bytes = node.mask_elements * node.element_bytes
             self._saved[group, _known(event.ref)] = (lowering, saved, mask_bytes)
+            if self.profile.key.saves_on_host:
+                self._send(out, saved, group)
         else:  # a recomputed block saves nothing on its first pass, inference never does
             out.extend(Primitive(FREE, ref) for ref in saved.values())
 
@@ -203,6 +210,8 @@ class Lowering:
         place = self.categories.place(
             "temporaries", phase, event.module, lowering.kernel, lowering.basis
         )
+        if self.profile.key.saves_on_host:
+            saved = self._bring_back(out, saved, group)
         refs = dict(saved)
         visible = dict(zip(("dq", "dk", "dv"), event.outputs, strict=False))
         for action, name, size in lowering.backward:
@@ -220,6 +229,24 @@ class Lowering:
             bias = event.outputs[3]
             self._define(bias, group, mask_bytes, place)
             out.append(Primitive(ALLOC, bias))
+
+    def _send(self, out: list[Primitive], saved: dict[str, Ref], group: int) -> None:
+        """What the kernel saves beside its visible tensors is copied to the host, too."""
+        for ref in saved.values():
+            size = self.result.groups[group].sizes[_known(ref)[-1]]
+            out += [Primitive(SAVE, ("host", -1), "save", size), Primitive(FREE, ref)]
+
+    def _bring_back(
+        self, out: list[Primitive], saved: dict[str, Ref], group: int
+    ) -> dict[str, Ref]:
+        """New storages for it, before the backward kernel runs."""
+        members = self.result.groups[group]
+        sizes = {
+            name: (members.sizes[ref[-1]], members.places[ref[-1]]) for name, ref in saved.items()
+        }
+        refs = {name: self._extra(group, *origin) for name, origin in sizes.items()}
+        out.extend(Primitive(ALLOC, ref) for ref in refs.values())
+        return refs
 
     def _node(self, event: Event) -> AttentionNode:
         numbers = [evaluate(n, self.values) for n in event.numbers]

@@ -34,6 +34,10 @@ __all__ = [
     "optimizer_phase",
 ]
 
+MIN_OFFLOADED_NUMEL = 4096
+"""Smaller tensors are stepped on where they are, to spare as many small copies: `minimal_size` of
+torchao's `CPUOffloadOptimizer` (torchao/optim/cpu_offload.py)."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Optimizer:
@@ -43,9 +47,15 @@ class Optimizer:
     """One of `spec.optimizers.OPTIMIZERS`."""
     has_masters: bool = False
     """Steps on fp32 master copies (the recipe fp16-master)."""
+    offloaded: bool = False
+    """Steps on host copies of all but small tensors (`run.optimizers.HostOptimizer`)."""
     column_scratch: ColumnScratch | None = None
     """What the card's kernels stage for a norm over rows (Adafactor); None leaves it out."""
     state: OptimizerState = field(default_factory=OptimizerState)
+
+    def on_device(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """Those that are stepped on where the weights are."""
+        return [p for p in parameters if not self.offloaded or p.numel < MIN_OFFLOADED_NUMEL]
 
     def setup(self, timeline: Timeline, parameters: Sequence[Parameter]) -> None:
         """Makes the master copies, as the constructor does; a later call makes only new ones."""
@@ -53,7 +63,7 @@ class Optimizer:
             return
         masters = self.state.masters
         where = place("master_copy", "fp16-master.clone", "load")
-        for p in parameters:
+        for p in self.on_device(parameters):
             if p.trainable and p.name not in masters:
                 storage = timeline.alloc(p.numel * FP32_BYTES, where)
                 masters[p.name] = Parameter(p.name, p.shape, FP32_BYTES, True, storage)
@@ -65,7 +75,7 @@ class Optimizer:
 
         Without master copies, the parameters themselves. A gradient that was collected stays.
         """
-        found = trainable(parameters)
+        found = self.on_device(trainable(parameters))
         if not self.has_masters:
             return in_groups(self.name, found)
         self.setup(timeline, parameters)
@@ -94,6 +104,7 @@ def make_optimizer(strategy: Strategy, *, column_scratch: ColumnScratch | None =
     return Optimizer(
         name=strategy.optimizer,
         has_masters=strategy.policy.master_bytes > 0,
+        offloaded=strategy.offload == "optimizer",
         column_scratch=column_scratch,
     )
 

@@ -92,6 +92,8 @@ def command_of(verb: str, estimate: Estimate, headroom_bytes: int = 0) -> str:
     words += [*_generation_words(workload), *_adapter_words(strategy), *_sharding_words(strategy)]
     words += ["--gpus", _gpus(estimate.cluster)]
     words += ["--headroom", f"{headroom_bytes}B"] if headroom_bytes else []
+    host_bytes = estimate.cluster.host_memory_bytes
+    words += ["--host-memory", f"{host_bytes}B"] if host_bytes and verb == "estimate" else []
     return shlex.join(words)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rigsize.report.answer import Answer, state_bytes_per_parameter
+from rigsize.report.host import host_document
 
 if TYPE_CHECKING:
     from rigsize.errors import SizingError
@@ -44,7 +45,7 @@ def estimate_document(answer: Answer) -> dict[str, Any]:
         "strategy": asdict(estimate.strategy),
         "cluster": _cluster(answer),
         "memory": _memory(answer),
-        "host": unknown("peak_bytes", NOT_YET) | {"ledger": []},
+        "host": host_document(estimate),
         "time": _time(),
         "cost": unknown("usd", NOT_YET) | unknown("price_date", "no price was used"),
         "fit": _fit(answer),
@@ -116,9 +117,21 @@ def _fit(answer: Answer) -> dict[str, Any]:
         value = getattr(answer, key)
         verdict |= unknown(key, _why_unknown(answer)) if value is None else {key: value}
     verdict["requested_headroom_bytes"] = answer.requested_headroom_bytes
+    verdict |= _host_fit(answer)
     if answer.fail_over_bytes is not None:
         verdict |= {"fail_over_bytes": answer.fail_over_bytes, "over_limit": answer.over_limit}
     return verdict
+
+
+def _host_fit(answer: Answer) -> dict[str, Any]:
+    fit = answer.estimate.fit
+    if fit.host_capacity_bytes is None:
+        return unknown("host_capacity_bytes", "no --host-memory was given")
+    return {
+        "host_capacity_bytes": fit.host_capacity_bytes,
+        "host_headroom_bytes": fit.host_headroom_bytes,
+        "host_verdict": fit.host_verdict,
+    }
 
 
 def _why_unknown(answer: Answer) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rigsize.report.answer import Answer, least_bytes, state_bytes_per_parameter
 from rigsize.report.console import table
+from rigsize.report.host import host_text
 from rigsize.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
     yield headline(answer)
     yield _how(answer)
     yield ledger_table(answer)
+    yield from host_text(answer.estimate)
     yield _parameters(answer)
-    if answer.estimate.fit.verdict == "does_not_fit":
+    if answer.estimate.fit.of_card == "does_not_fit":
         yield from _what_would_fit(answer)
     yield from _lines("note", [*answer.notes, *answer.estimate.notes])
     yield from _lines("assumed", [*answer.assumed, *answer.estimate.assumptions])
@@ -42,7 +44,10 @@ def headline(answer: Answer) -> str:
     estimate = answer.estimate
     workload, card = estimate.workload, estimate.cluster.accelerator
     what = f"{estimate.source.name}, {workload.task} {workload.use}"
-    lines = [f"{_WORDS[estimate.fit.verdict]}: {what}, on one {card.id}", *_peak_lines(answer)]
+    words = _WORDS[estimate.fit.verdict]
+    if estimate.fit.host_is_worse:
+        words += " the host" if words.endswith("fit") else " on the host"
+    lines = [f"{words}: {what}, on one {card.id}", *_peak_lines(answer)]
     if answer.over_limit and answer.fail_over_bytes is not None:
         lines.append(f"  above the limit of {format_bytes(answer.fail_over_bytes)} (--fail-over)")
     return "\n".join([*lines, f"  peak at the {estimate.memory.peak_moment}"])

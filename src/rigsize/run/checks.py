@@ -42,7 +42,7 @@ def check_job(
 
 _RUN: dict[str, tuple[object, ...]] = {
     "parallel": ("single", "ddp", "fsdp"),
-    "offload": ("none", "cpu"),
+    "offload": ("none", "cpu", "optimizer", "activations"),
     "method": ("full", "lora", "dora", "ia3", "prefix", "prompt"),
     "quantization": ("none",),
     "optimizer_in_backward": (False,),

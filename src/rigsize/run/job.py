@@ -114,4 +114,5 @@ def recipe_of(workload: Workload, strategy: Strategy, device_type: str) -> StepR
         device_type=device_type,
         hold_output=strategy.hold_output,
         max_grad_norm=strategy.max_grad_norm,
+        saves_on_host=strategy.offload == "activations" and workload.training,
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rigsize.errors import MeasurementFailed, UnsupportedCombination
+from rigsize.program.optimizer import MIN_OFFLOADED_NUMEL
 from rigsize.run.joined import muon_and_adamw
 from rigsize.spec.optimizers import PACKAGES
 from rigsize.spec.strategy import Strategy
@@ -44,13 +45,15 @@ class MasterWeights(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], build: Build) -> None:
         trained = [(name, p) for name, p in parameters if p.requires_grad]
         self.weights = [p for _, p in trained]
-        self.masters: list[Tensor] = [
-            torch.nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in self.weights
-        ]
+        self.masters: list[Tensor] = [self._master(weight) for weight in self.weights]
         names = [name for name, _ in trained]
         self.inner = build(list(zip(names, self.masters, strict=True)))
         super().__init__(self.masters, self.inner.defaults)
         self._share()
+
+    def _master(self, weight: Tensor) -> Tensor:
+        """What is stepped on for a weight."""
+        return torch.nn.Parameter(weight.detach().to(torch.float32, copy=True))
 
     def _share(self) -> None:
         """Groups and states are the inner optimizer's own: a scheduler or scaler sees them."""
@@ -96,6 +99,54 @@ class MasterWeights(torch.optim.Optimizer):
         self._share()
 
 
+class HostOptimizer(MasterWeights):
+    """Any optimizer, on copies of the weights in pinned host memory: states never see the device.
+
+    The layout of torchao's `CPUOffloadOptimizer` without `offload_gradients`: a pinned copy of each
+    weight and of its gradient, small tensors stepped on where they are. Gradients travel at the
+    step and not in backward hooks, so that what is clipped is what is stepped on.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], build: Build) -> None:
+        self._gradients: list[Tensor | None] = []
+        super().__init__(parameters, build)
+
+    def _master(self, weight: Tensor) -> Tensor:
+        if weight.numel() < MIN_OFFLOADED_NUMEL:
+            self._gradients.append(None)
+            return weight
+        self._gradients.append(_host_like(weight))
+        return torch.nn.Parameter(_host_like(weight).copy_(weight.detach()))
+
+    @torch.no_grad()
+    def collect_gradients(self) -> None:
+        """Copies each gradient into its place on the host, unless it was copied already."""
+        for weight, master, place in zip(self.weights, self.masters, self._gradients, strict=True):
+            if place is not None and weight.grad is not None and master.grad is None:
+                master.grad = place.copy_(weight.grad, non_blocking=True)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # the host reads them next
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Steps on the host copies and the small tensors, then copies back what was on the host."""
+        if closure is not None:
+            raise UnsupportedCombination("offload", "optimizer", "a closure cannot be used")
+        self.collect_gradients()
+        self.inner.step()
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight:
+                weight.copy_(master, non_blocking=True)
+
+
+def _host_like(tensor: Tensor) -> Tensor:
+    """An uninitialised host tensor of its shape, strides and dtype; pinned if it is on a card."""
+    empty: Tensor = torch.empty_like(
+        tensor, device="cpu", pin_memory=tensor.device.type == "cuda", requires_grad=False
+    )
+    return empty
+
+
 def stepped_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """What the optimizer steps on, hence what is clipped: the masters where there are any."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -111,7 +162,8 @@ def make_torch_optimizer(
     """The strategy's optimizer in one parameter group; on master copies for fp16-master.
 
     Parameters come bare or with their names, as torch takes them; Muon asks for names. Where the
-    strategy says so, each has an optimizer of its own that steps in backward. `weight_decay` None
+    strategy says so, each has an optimizer of its own that steps in backward. With `--offload
+    optimizer` it steps on copies in host memory, unless that is the device. `weight_decay` None
     is each optimizer's own default (AdamW 0.01, Muon 0.1, the others 0).
     """
     named = [_named(p) for p in model_parameters]
@@ -119,6 +171,8 @@ def make_torch_optimizer(
     if strategy.policy.master_bytes:
         return MasterWeights(named, build)
     trained = [(name, p) for name, p in named if p.requires_grad]
+    if strategy.offload == "optimizer" and any(p.device.type != "cpu" for _, p in trained):
+        return HostOptimizer(trained, build)
     return build(trained)
 
 

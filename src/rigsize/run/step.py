@@ -37,12 +37,24 @@ class StepRecipe:
     """`out = model(...); out.loss.backward()` keeps `out`; False frees all but the loss."""
     max_grad_norm: float | None = 1.0
     """Clip the gradient norm before the optimizer step; None skips it."""
+    saves_on_host: bool = False
+    """What autograd saves goes to pinned host memory until the backward pass asks for it."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The forward pass's context."""
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=self.autocast_dtype)
+
+    def saved(self) -> AbstractContextManager[Any]:
+        """Where the forward pass saves tensors: `torch.autograd.graph.save_on_cpu` or in place.
+
+        Every tensor of every node is copied, weights and what another node saved already too.
+        """
+        if not self.saves_on_host:
+            return nullcontext()
+        pinned = self.device_type != "cpu"
+        return torch.autograd.graph.save_on_cpu(pin_memory=pinned, device_type=self.device_type)
 
 
 def _ignore(_phase: str) -> None: ...
@@ -110,7 +122,7 @@ def micro_step(
     it. `out` is a local name: it lives to the end of this function when the recipe holds it.
     """
     phase("forward")
-    with recipe.autocast():
+    with recipe.saved(), recipe.autocast():
         out = forward(model, batch, recipe)
         loss = out["loss"]
     if share != 1.0:

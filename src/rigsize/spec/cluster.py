@@ -18,6 +18,8 @@ class Cluster:
     accelerator: Accelerator
     per_node: int = 1
     nodes: int = 1
+    host_memory_bytes: int | None = None
+    """Of each node; None where nobody said."""
 
     def __post_init__(self) -> None:
         integer("gpus", self.per_node, 1, 1024, "devices a node")

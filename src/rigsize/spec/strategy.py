@@ -127,6 +127,7 @@ class Strategy:
                 f"needs sharded parameters, parallel is {self.parallel}",
                 hint="--parallel fsdp, also on one device",
             )
+        self._check_optimizer_offload()
         if self.optimizer in SIXTEEN_BIT_ONLY and self.precision != "bf16":
             raise UnsupportedCombination(
                 "optim",
@@ -152,6 +153,34 @@ class Strategy:
                 "no gradient scaler works on sharded gradients",
                 allowed=("fp32", "tf32", "amp-bf16", "bf16"),
                 nearest="amp-bf16",
+            )
+
+    def _check_optimizer_offload(self) -> None:
+        if self.offload != "optimizer":
+            return
+        if self.parallel in ("fsdp", "hsdp"):
+            raise UnsupportedCombination(
+                "offload",
+                self.offload,
+                "FSDP2 moves shards, gradients and optimizer to the host together or not at all",
+                allowed=("none", "cpu", "activations"),
+                nearest="cpu",
+            )
+        if self.parallel in ("single", "ddp") and self.policy.loss_scaling:
+            raise UnsupportedCombination(
+                "precision",
+                self.precision,
+                "no gradient scaler works on gradients that left the device",
+                allowed=("fp32", "tf32", "amp-bf16", "bf16"),
+                nearest="amp-bf16",
+            )
+        if self.optimizer_in_backward:
+            raise UnsupportedCombination(
+                "offload",
+                self.offload,
+                "the step in the backward pass would wait for the host after every gradient",
+                allowed=("none", "activations"),
+                nearest="none",
             )
 
     @property

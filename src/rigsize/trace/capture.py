@@ -49,7 +49,14 @@ class Traced:
         with self.mode:
             materialize(self.model, self.device)
 
-    def record(self, sizes: Mapping[str, int], *, padded: bool, hold_output: bool) -> RawTrace:
+    def record(
+        self,
+        sizes: Mapping[str, int],
+        *,
+        padded: bool,
+        hold_output: bool,
+        saves_on_host: bool = False,
+    ) -> RawTrace:
         """The events of one micro-step (training) or one forward pass (inference)."""
         options = self.options
         recipe = StepRecipe(
@@ -57,9 +64,15 @@ class Traced:
             device_type=self.device.type,
             autocast_dtype=torch.bfloat16 if options.compute == "amp" else None,
             hold_output=hold_output,
+            saves_on_host=saves_on_host,
         )
         names = {module: name for name, module in self.model.named_modules()}
-        recorder = Recorder(names, number_layers(self.stacks), self.device.type)
+        recorder = Recorder(
+            names,
+            number_layers(self.stacks),
+            self.device.type,
+            saves_on_host=saves_on_host,
+        )
         with self.mode:
             batch = make_batch(options, sizes, self.device, padded=padded)
             self._adopt(recorder, batch)

@@ -57,6 +57,8 @@ class TraceKey:
     """How base weights are stored, one of `spec.strategy.QUANTIZATIONS`; empty for none."""
     cache: str = ""
     """Inference with a key-value cache: prefill or decode; empty for one pass without."""
+    saves_on_host: bool = False
+    """Traced under `save_on_cpu`: what autograd saves leaves the device until it is asked for."""
 
     @property
     def selects_rows(self) -> bool:
@@ -81,6 +83,7 @@ class TraceKey:
         later = [] if self.loss == "all" else [self.loss]
         later += [f"in_one_row_{self.unpadded}"] if self.unpadded else []
         later += [part for part in (self.adapter, self.quantization, self.cache) if part]
+        later += ["saved_on_host"] if self.saves_on_host else []
         return "-".join((*parts, held, self.device, str(self.num_labels), *later))
 
 

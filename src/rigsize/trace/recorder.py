@@ -113,8 +113,16 @@ class Layers:
 class Recorder(TorchDispatchMode):
     """Records one step; enter it inside the FakeTensorMode, with `watch_modules` around both."""
 
-    def __init__(self, names: dict[torch.nn.Module, str], layers: Layers, device: str) -> None:
+    def __init__(
+        self,
+        names: dict[torch.nn.Module, str],
+        layers: Layers,
+        device: str,
+        *,
+        saves_on_host: bool = False,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._saves_on_host = saves_on_host and device != "cpu"
         self.trace = RawTrace()
         self.names = names
         self.layers = layers
@@ -129,6 +137,10 @@ class Recorder(TorchDispatchMode):
         self._last_node: Any = None
         self._born_at: dict[int, int] = {}
         self._gemm_seen: set[str] = set()
+        self._packed: dict[int, int] = {}
+        """By the address of a host copy: the storage it was made of."""
+        self._copy_of: dict[int, int] = {}
+        """Of what came back from the host: the storage that was sent there."""
         self._math_attention_since = -1
         self._ones = KnownOnes()
         self._sole_owner = counts_of_sole_owner()  # before the step: it runs a small one itself
@@ -268,11 +280,14 @@ class Recorder(TorchDispatchMode):
             return
         if name == "rigsize::attention_backward":
             births = tuple(self._birth(tensor, name) for tensor in outputs)
-            self._append(ATTENTION_BACKWARD, self.storage_of(args[5]), name, outputs=births)
+            out = self.storage_of(args[5])
+            self._append(ATTENTION_BACKWARD, self._copy_of.get(out, out), name, outputs=births)
             return
         for tensor in outputs:
             if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device:
                 self._allocate(tensor, name, args)
+        if name == "aten::copy_":
+            self._note_save(*args[:2])
         scratch = KERNELS.get(name)
         if scratch is not None and (found := scratch(args, kwargs)) is not None:
             self._kernel(name, *found)
@@ -296,6 +311,8 @@ class Recorder(TorchDispatchMode):
         if name == "aten::native_layer_norm" and self.device == "cpu":
             num_bytes = _bytes_on_cpu(tensor, args)
         event = self._append(ALLOC, self._follow(storage), name, num_bytes=num_bytes)
+        if name == "aten::_to_copy" and args[0].untyped_storage()._cdata in self._packed:
+            self._copy_of[event.storage] = self._packed[args[0].untyped_storage()._cdata]
         self._born_at[event.storage] = self._node_serial
         operator = name.partition(".")[0]
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
@@ -304,6 +321,21 @@ class Recorder(TorchDispatchMode):
             event.meets = self._added_into(args[0], args[1], tensor)
         elif operator in WRITTEN_IN_PLACE and self._written_into(args[0]):
             event.meets = self.storage_of(args[0])
+
+    def _note_save(self, host: torch.Tensor, device: torch.Tensor) -> None:
+        """A copy to the host in the forward pass: what `save_on_cpu` packs.
+
+        Source: `save_on_cpu` of torch/autograd/graph.py, the branch for pinned memory.
+        """
+        to_host = host.device.type == "cpu" and device.device.type == self.device
+        if not to_host or self.phase != "forward" or not self._saves_on_host:
+            return
+        source = self.storage_of(device)
+        weight = self.trace.persistent.get(source, "").startswith("parameter:")
+        label = "save_weight" if weight else "save"
+        num_bytes = host.numel() * host.element_size()
+        self._append(KERNEL, -1, "save_on_cpu", label=(label,), numbers=(num_bytes,))
+        self._packed[host.untyped_storage()._cdata] = source
 
     def _added_into(self, first: Any, second: Any, total: torch.Tensor) -> int:
         """The storage that a real run adds into where this run made a new one, else -1."""

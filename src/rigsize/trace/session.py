@@ -123,7 +123,13 @@ class Session:
     def record(self, point: Mapping[str, int], *, full_depth: bool = False) -> RawTrace:
         """One concrete trace; `full_depth` traces every layer (for proofs)."""
         traced = self._whole() if full_depth else self._model()[1]
-        return traced.record(point, padded=self.key.padded, hold_output=self.key.hold_output)
+        key = self.key
+        return traced.record(
+            point,
+            padded=key.padded,
+            hold_output=key.hold_output,
+            saves_on_host=key.saves_on_host,
+        )
 
     def domain_of(self, point: Mapping[str, int]) -> str:
         """The domain a size falls in."""
