@@ -169,7 +169,7 @@ def depth_difference(
     depths = [len(stack) for stack in profile.representative]
     stacks = list(zip(profile.stack_paths, depths, strict=True))
     give_back_layer_deaths(trace, stacks)
-    names, values = _Namer(trace, stacks), monomials_at(point)
+    names, values = _Namer(trace, stacks, whole=True), monomials_at(point)
     tiled, segments = tile(profile, body)
     told = ((phase, group, event) for phase, group, events in segments for event in events)
     number = sum(len(events) for _, _, events in segments)

@@ -22,6 +22,7 @@ from rigsize.program.mesh import mesh_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.adapter import adapter_of
 from rigsize.spec.optimizers import muon_takes, no_matrix_for_muon
+from rigsize.spec.strategy import PROMPT_METHODS
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
 
@@ -274,16 +275,18 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
     check_task(source.config, workload.task)
     _check_weights(source)
     longest = max_positions(source.config)
+    before = strategy.virtual_tokens if strategy.method in PROMPT_METHODS else 0
     for field, length in (
         ("max-length", workload.max_length),
         ("max-target-length", workload.max_target_length or 0),
     ):
-        if longest is not None and length > longest:
+        if longest is not None and length + before > longest:
             raise SpecError(
                 field,
                 length,
-                f"{source.name} has positions for {longest:,} tokens",
-                allowed=(f"1 to {longest:,}",),
+                f"{source.name} has positions for {longest:,} tokens"
+                + (f", {before:,} of them virtual here" if before else ""),
+                allowed=(f"1 to {longest - before:,}",),
             )
     if workload.max_target_length and workload.task != "seq2seq-lm":
         raise UnsupportedCombination(

@@ -69,7 +69,10 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         "conversion",
         "a CPU kernel converts operands of another dtype itself, the one it writes included"
         " (`TensorIteratorBase::compute_types` of ATen/TensorIterator.cpp, ATen/native/ReduceOps)",
-        _any_of(_under("aten::_to_copy"), _both(_in("aten::add_"), _under("aten::empty_like"))),
+        _any_of(
+            _under("aten::_to_copy"),
+            _both(_in("aten::add_", "aten::cat"), _under("aten::empty_like")),
+        ),
     ),
     Exemption(
         "sums of bf16 in fp32",

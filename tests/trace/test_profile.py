@@ -85,6 +85,14 @@ def test_the_key_is_a_file_name() -> None:
     assert len({text, *(key.text() for key in others)}) == 11
 
 
+def test_a_long_adapter_is_told_by_its_digest() -> None:
+    names = "+".join(f"module_{i}" for i in range(60))
+    one, other = (replace(KEY, adapter=f"method=lora,targets={names}{x}") for x in "ab")
+    assert one.text() != other.text()
+    assert len(one.text()) < 200
+    assert replace(KEY, adapter="method=ia3").text().endswith("-method=ia3")
+
+
 def test_what_was_stored_before_is_still_found() -> None:
     # Names and packed keys of profiles from before `loss` and `unpadded`.
     assert KEY.text().endswith("-held-accelerator-3")

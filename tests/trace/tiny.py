@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rigsize.spec.adapter import Adapter
 from rigsize.trace.model import BuildOptions
 
 SIZES = {"B": 2, "S": 40, "T": 24, "M": 24, "N": 61}
@@ -205,6 +206,7 @@ class Case:
     hold_output: bool = True
     loss: str = "all"
     unpadded: bool = False
+    adapter: Adapter | None = None
 
     def __str__(self) -> str:
         words = [self.family, self.task, self.compute, self.attention]
@@ -214,6 +216,7 @@ class Case:
         words += [self.loss] * (self.loss != "all")
         words += ["in one row"] * self.unpadded
         words += ["released"] * (not self.hold_output)
+        words += [self.adapter.text()] if self.adapter else []
         return "-".join(words)
 
     def options(self) -> BuildOptions:
@@ -225,4 +228,5 @@ class Case:
             training=self.training,
             loss=self.loss,
             unpadded=self.unpadded,
+            adapter=self.adapter,
         )

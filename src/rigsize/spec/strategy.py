@@ -142,6 +142,13 @@ class Strategy:
                 f"a step needs whole matrices, {self.parallel} leaves a rank its shard",
                 hint="--parallel ddp, or --optim adamw-fused",
             )
+        if self.method == "prefix" and self.recompute != "none":
+            raise UnsupportedCombination(
+                "recompute",
+                self.recompute,
+                "prefix tuning hands each block a cache, which recomputing would fill twice",
+                allowed=("none",),
+            )
         if self.method in PROMPT_METHODS and self.loss != "all":
             raise UnsupportedCombination(
                 "loss", self.loss, f"{self.method} tuning moves the positions", allowed=("all",)

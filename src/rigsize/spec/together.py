@@ -14,6 +14,7 @@ def check_together(workload: Workload, strategy: Strategy) -> None:
     _check_precision(workload, strategy)
     _check_loss(workload, strategy)
     _check_unpadded(workload, strategy)
+    _check_virtual_tokens(workload, strategy)
 
 
 def _check_precision(workload: Workload, strategy: Strategy) -> None:
@@ -40,6 +41,24 @@ def _check_loss(workload: Workload, strategy: Strategy) -> None:
     if not workload.training:
         raise UnsupportedCombination(
             "loss", strategy.loss, "inference has no loss", allowed=("all",)
+        )
+
+
+_NO_VIRTUAL_TOKENS = {
+    "prefix": ("masked-lm",),
+    "prompt": ("masked-lm", "token-classification", "embedding"),
+}
+"""peft 0.21 has no task type for masked LM; its prompt tuning lengthens the rows of token
+classification but not their labels, and pooling would take virtual tokens for text."""
+
+
+def _check_virtual_tokens(workload: Workload, strategy: Strategy) -> None:
+    if workload.task in _NO_VIRTUAL_TOKENS.get(strategy.method, ()):
+        raise UnsupportedCombination(
+            "method",
+            strategy.method,
+            f"peft has no {strategy.method} tuning for {workload.task}",
+            nearest="lora",
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from rigsize.errors import MeasurementFailed, UnsupportedCombination
 from rigsize.spec.adapter import Adapter
 
-__all__ = ["ADALORA_STEPS", "adapt"]
+__all__ = ["ADALORA_STEPS", "adapt", "host_tensors"]
 
 _TASK_TYPES = {
     "sequence-classification": "SEQ_CLS",
@@ -20,7 +20,8 @@ _TASK_TYPES = {
     "seq2seq-lm": "SEQ_2_SEQ_LM",
     "embedding": "FEATURE_EXTRACTION",
 }
-"""peft has no type for masked LM: its plain PeftModel serves, without virtual tokens."""
+"""peft has no type for masked LM: its plain PeftModel serves, without virtual tokens
+(`spec.together` refuses those)."""
 ADALORA_STEPS = 1_000_000
 """Optimizer steps over which AdaLoRA shrinks its ranks, until a run says how many it takes: they
 decide which values are masked, not which tensors there are."""
@@ -60,19 +61,31 @@ def adapt(
             if not adapter.virtual_tokens
             else "--method lora",
         ) from error
+    _freeze_rank_numbers(adapted)
     return adapted
+
+
+def _freeze_rank_numbers(model: torch.nn.Module) -> None:
+    """AdaLoRA's count of ranks is no weight, whatever peft makes of it on the way.
+
+    `AdaLoraLayer.update_layer` freezes it; `_move_adapter_to_device_of_base_layer` (peft 0.21) then
+    puts it into its ParameterDict again as a new Parameter, which trains, where device or dtype
+    changes: its gradient would cost three more tensors a module in the backward pass.
+    """
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+
+
+def host_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What peft keeps on the host as plain attributes: the numbers of the virtual tokens."""
+    found: dict[str, torch.Tensor] = getattr(model, "prompt_tokens", {})
+    return found
 
 
 def _config(peft: Any, adapter: Adapter, task: str, *, training: bool) -> Any:
     common: dict[str, Any] = {"task_type": _TASK_TYPES.get(task), "inference_mode": not training}
     if adapter.virtual_tokens:
-        if common["task_type"] is None:
-            raise UnsupportedCombination(
-                "method",
-                adapter.method,
-                f"peft has no {adapter.method} tuning for {task}",
-                hint="--method lora",
-            )
         prefix = adapter.method == "prefix"
         chosen = peft.PrefixTuningConfig if prefix else peft.PromptTuningConfig
         return chosen(num_virtual_tokens=adapter.virtual_tokens, **common)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from rigsize.errors import TraceFailed
 from rigsize.run.step import StepRecipe, inference_step, micro_step
 from rigsize.trace import fake_accelerator
+from rigsize.trace.adapters import host_tensors
 from rigsize.trace.autocast import clear_weight_casts
 from rigsize.trace.model import (
     BuildOptions,
@@ -48,6 +49,9 @@ class Traced:
         self.stacks = find_stacks(self.model)
         with self.mode:
             materialize(self.model, self.device)
+            tokens = host_tensors(self.model)
+            for name, tensor in tokens.items():
+                tokens[name] = torch.empty_like(tensor, device="cpu")
 
     def record(
         self,
@@ -82,7 +86,8 @@ class Traced:
                 # The order of events is the same on one thread; on the device's own, Falcon's
                 # list index aborts the interpreter when it is recomputed.
                 single = torch.autograd.set_multithreading_enabled(False)
-                with single, recorder.watch_modules(), recorder:
+                told = telling_layers(self.model, recorder)
+                with single, told, recorder.watch_modules(), recorder:
                     if options.training:
                         micro_step(self.model, batch, recipe, phase=recorder.set_phase)
                     else:
@@ -100,9 +105,8 @@ class Traced:
     def _adopt(self, recorder: Recorder, batch: Mapping[str, Any]) -> None:
         for name, parameter in named_parameters(self.model):
             recorder.adopt(parameter, f"parameter:{name}")
-        for name, buffer in self.model.named_buffers():
-            if buffer.device.type == self.device.type:
-                recorder.adopt(buffer, f"buffer:{name}")
+        for name, buffer in resident_buffers(self.model, self.device):
+            recorder.adopt(buffer, f"buffer:{name}")
         for name, tensor in named_tensors(batch).items():
             recorder.adopt(tensor, f"input:{name}")
 
@@ -127,6 +131,45 @@ def named_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Paramet
         if known is None or (is_embedding(name) and not is_embedding(known[0])):
             names[id(parameter)] = (name, parameter)
     return list(names.values())
+
+
+@contextlib.contextmanager
+def telling_layers(model: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
+    """While this lasts a walk over the adapted model's parameters is work of their layers.
+
+    AdaLoRA adds a term for every adapted module to the loss, in a loop outside of all of them
+    (`AdaLoraModel.forward`); which layer owns the parameter in hand says where that belongs.
+    """
+    base: Any = getattr(model, "base_model", None)
+    if not hasattr(base, "rankallocator"):
+        yield
+        return
+    inner = base.model
+    owners = {
+        id(parameter): layer
+        for layer in recorder.layers.numbers
+        for parameter in layer.parameters()
+    }
+
+    def walk(*args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for name, parameter in type(inner).named_parameters(inner, *args, **kwargs):
+            recorder.stand_in(owners.get(id(parameter)))
+            yield name, parameter
+        recorder.stand_in(None)
+
+    inner.named_parameters = walk
+    try:
+        yield
+    finally:
+        del inner.named_parameters
+
+
+def resident_buffers(
+    model: torch.nn.Module, device: torch.device
+) -> list[tuple[str, torch.Tensor]]:
+    """Every buffer on the device, and peft's tensors there that are none."""
+    found = [*model.named_buffers(), *host_tensors(model).items()]
+    return [(name, tensor) for name, tensor in found if tensor.device.type == device.type]
 
 
 def find_stacks(model: torch.nn.Module) -> list[tuple[str, list[torch.nn.Module]]]:

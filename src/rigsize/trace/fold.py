@@ -41,11 +41,14 @@ def fold(
     points: Sequence[Mapping[str, int]],
     stacks: Sequence[tuple[str, int]],
     contexts: Sequence[int],
+    *,
+    whole: bool = False,
 ) -> Body:
     """One body from traces of the same domain.
 
     `stacks` are (module path, traced depth); `contexts[g]` names the context of traced layer g
-    (from 1; entry 0 is unused): layers of equal context must have equal templates.
+    (from 1; entry 0 is unused): layers of equal context must have equal templates. Of a `whole`
+    model, which nothing is tiled from, any layer may reach into any other.
     """
     first = traces[0]
     for trace in traces:
@@ -56,7 +59,7 @@ def fold(
                 f"{len(other.events)} events at {dict(point)},"
                 f" {len(first.events)} at {dict(points[0])}"
             )
-    names = _Namer(first, stacks)
+    names = _Namer(first, stacks, whole=whole)
     sizes = _Sizes(traces, points)
     segments = _segments(first.events)
     templates: list[tuple[Event, ...]] = []
@@ -82,14 +85,19 @@ def fold(
 
 
 def mismatch(
-    body: Body, trace: RawTrace, point: Mapping[str, int], stacks: Sequence[tuple[str, int]]
+    body: Body,
+    trace: RawTrace,
+    point: Mapping[str, int],
+    stacks: Sequence[tuple[str, int]],
+    *,
+    whole: bool = False,
 ) -> str:
     """The first difference between a trace and what `body` says at `point`; empty if none.
 
     Whole sequence: operator, order, place, birth and death by storage, bytes.
     """
     give_back_layer_deaths(trace, stacks)
-    names = _Namer(trace, stacks)
+    names = _Namer(trace, stacks, whole=whole)
     if tuple(names.births) != body.births:
         return f"{sum(names.births)} storages against {sum(body.births)}"
     segments = _segments(trace.events)
@@ -239,7 +247,8 @@ def _check_order(
 class _Namer:
     """Names storages by the group that bore them and their ordinal there."""
 
-    def __init__(self, trace: RawTrace, stacks: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, trace: RawTrace, stacks: Sequence[tuple[str, int]], *, whole: bool) -> None:
+        self.whole = whole
         self.stack_of: list[int] = [-1]
         self.ends: list[tuple[int, int]] = []
         self.patterns: list[tuple[re.Pattern[str], str]] = []
@@ -280,7 +289,7 @@ class _Namer:
         reach = 0 if group else 1  # a loop's variable may still hold what the layer before left
         if last - reach <= owner:
             return ("end", stack, 1, owner - last, ordinal)
-        if owner <= first + reach:
+        if self.whole or owner <= first + reach:
             return ("end", stack, 0, owner - first, ordinal)
         raise NotFolded(f"layer {group} reaches into layer {owner}")
 

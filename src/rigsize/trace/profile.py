@@ -14,6 +14,7 @@ and their ordinal there, so that a template reads the same in every layer:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
@@ -82,9 +83,20 @@ class TraceKey:
         parts = (self.config_digest, self.task, self.use, self.compute, self.attention, *flags)
         later = [] if self.loss == "all" else [self.loss]
         later += [f"in_one_row_{self.unpadded}"] if self.unpadded else []
-        later += [part for part in (self.adapter, self.quantization, self.cache) if part]
+        later += [short(part) for part in (self.adapter, self.quantization, self.cache) if part]
         later += ["saved_on_host"] if self.saves_on_host else []
         return "-".join((*parts, held, self.device, str(self.num_labels), *later))
+
+
+LONGEST_WORD = 60
+"""Of a key's text: what is longer is told by its digest, so that a file name stays below 255."""
+
+
+def short(word: str) -> str:
+    """The word, or its beginning and digest where it is long (a list of adapted modules)."""
+    if len(word) <= LONGEST_WORD:
+        return word
+    return f"{word[: LONGEST_WORD - 17]}~{hashlib.sha256(word.encode()).hexdigest()[:16]}"
 
 
 def selects_rows(task: str, loss: str, *, unpadded: bool) -> bool:

@@ -148,6 +148,7 @@ class Recorder(TorchDispatchMode):
     def set_phase(self, phase: str) -> None:
         """Called by the step function at its own seams."""
         self.phase = phase
+        self._last_node = None  # else the graph's last node would hold its leaf beyond the step
 
     def _place(self) -> tuple[int, str]:
         module = self.names.get(self._stack[-1], "") if self._stack else ""
@@ -174,6 +175,11 @@ class Recorder(TorchDispatchMode):
         self.layers.leave(module, forward=self.phase == "forward")
         if self.phase == "forward":
             self.layers.mark(self.names.get(self._stack[-1], "") if self._stack else "")
+
+    def stand_in(self, layer: torch.nn.Module | None) -> None:
+        """What runs from here on is that layer's though no module of it is called."""
+        self.layers.current = self.layers.numbers[layer] if layer is not None else 0
+        self.layers.mark(self.names.get(layer, "") if layer is not None else "")
 
     @contextlib.contextmanager
     def watch_modules(self) -> Iterator[None]:

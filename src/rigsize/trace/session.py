@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rigsize.errors import TraceFailed
 from rigsize.spec.adapter import Adapter
-from rigsize.trace.capture import Traced, named_parameters
+from rigsize.trace.capture import Traced, named_parameters, resident_buffers
 from rigsize.trace.depth import Depth, reduce_depth
 from rigsize.trace.domains import label, sample_points, thresholds
 from rigsize.trace.fold import LengthDependent, NotFolded, fold, mismatch
@@ -26,6 +27,9 @@ FIT_POINTS_ONE_VARIABLE = 4
 PROOFS = 1
 """Fresh traces that a body fitted in one domain must foretell, event by event, to hold in another.
 `validation/check_profiles.py` adds three in every domain."""
+FIRST_RADIUS = {"prefix": 0, "adalora": 2}
+"""A prefix's cache for all layers is one tensor, made outside of them: of full depth alone.
+The loss that AdaLoRA adds holds what it sums until the next layer but one is done."""
 MOST_FULL_LAYERS = 64
 """A model whose layers cannot be tiled is traced whole up to this depth."""
 
@@ -58,7 +62,8 @@ class Session:
         self.full = load_config(values, self.options).to_dict()
         self.limits = thresholds(self.full, max_positions)
         self._traced: tuple[Depth, Traced] | None = None
-        self._radius = 1
+        adapter = self.options.adapter
+        self._radius = FIRST_RADIUS.get(adapter.method, 1) if adapter else 1
 
     @classmethod
     def of(cls, profile: Profile, values: Mapping[str, Any], max_positions: int | None) -> Session:
@@ -103,6 +108,10 @@ class Session:
             if body not in bodies:
                 bodies.append(body)
             domains[name] = bodies.index(body)
+        return replace(self.outline(wanted[0][1]), bodies=tuple(bodies), domains=domains)
+
+    def outline(self, points: list[dict[str, int]]) -> Profile:
+        """The profile without its events: parameters, buffers, the inputs of batches, layers."""
         depth, stacks = self._model()[0], self._stacks()
         return Profile(
             key=self.key,
@@ -110,15 +119,16 @@ class Session:
             representative=depth.representative if stacks else (),
             traced_depths=depth.depths if stacks else (),
             stack_paths=tuple(path for path, _ in stacks),
-            tensors=self._tensors(wanted[0][1]),
-            bodies=tuple(bodies),
-            domains=domains,
+            tensors=self._tensors(points),
+            bodies=(),
+            domains={},
             limits=self.limits,
         )
 
     def differs(self, body: Body, point: Mapping[str, int]) -> str:
         """The first difference between a fresh trace and `body` at a size; empty if none."""
-        return mismatch(body, self.record(point), point, self._stacks())
+        whole = not self._model()[0].reduced
+        return mismatch(body, self.record(point), point, self._stacks(), whole=whole)
 
     def record(self, point: Mapping[str, int], *, full_depth: bool = False) -> RawTrace:
         """One concrete trace; `full_depth` traces every layer (for proofs)."""
@@ -167,15 +177,17 @@ class Session:
         if depth.reduced and not stacks:
             raise NotFolded("the layers are in no list that the config's depth describes")
         traces: list[RawTrace] = []
+        whole = not depth.reduced
         for point in points[:PROOFS]:
             if not known:
                 break
             traces.append(self.record(point))
-            known = [b for b in known if not mismatch(b, traces[-1], point, stacks)]
+            known = [b for b in known if not mismatch(b, traces[-1], point, stacks, whole=whole)]
         if known:
             return known[0]
         traces += [self.record(point) for point in points[len(traces) :]]
-        return fold(traces, points, stacks, [0, *depth.contexts] if stacks else [0])
+        contexts = [0, *depth.contexts] if stacks else [0]
+        return fold(traces, points, stacks, contexts, whole=whole)
 
     def _widen(self, error: NotFolded) -> None:
         """A wider context, then the full depth; TraceFailed when that is refused too."""
@@ -199,8 +211,7 @@ class Session:
         ]
         tensors += [
             _tensor(f"buffer:{name}", buffer, stacks, trainable=False)
-            for name, buffer in traced.model.named_buffers()
-            if buffer.device.type == traced.device.type
+            for name, buffer in resident_buffers(traced.model, traced.device)
         ]
         return (*tensors, *self._inputs(points))
 
