@@ -309,6 +309,8 @@ def _warn_training_only(settings: Settings) -> None:
         )
     if settings.text("recompute") not in (None, "none"):
         settings.warnings.append("--recompute has no effect on inference")
+    if settings.switch("optim-in-backward"):
+        settings.warnings.append("--optim-in-backward has no effect on inference")
 
 
 # -- how ----------------------------------------------------------------------------------------
@@ -334,7 +336,7 @@ def _strategy(settings: Settings) -> tuple[Strategy, bool, int | None]:
         recompute=settings.text("recompute") or "none",
         attention=settings.text("attention") or "sdpa",
         hold_output=settings.switch("hold-output", default=True),
-        max_grad_norm=_norm(settings.text("max-grad-norm")),
+        max_grad_norm=_clipping(settings, training),
         **_more_of_strategy(settings),
     )
     return strategy, auto, global_batch
@@ -420,6 +422,15 @@ def number(name: str, text: str) -> float:
     if not math.isfinite(value):
         raise SpecError(name, text, "not a number")
     return value
+
+
+def _clipping(settings: Settings, training: Settings) -> float | None:
+    """The norm; none where nobody asked and an optimizer in backward could not know it."""
+    text = settings.text("max-grad-norm")
+    if text is None and settings.switch("optim-in-backward"):
+        training.assumed.append("max-grad-norm 0: an optimizer in backward cannot clip")
+        return None
+    return _norm(text)
 
 
 def _norm(text: str | None) -> float | None:

@@ -303,10 +303,9 @@ _ANSWERED: dict[str, tuple[object, ...]] = {
     "offload": ("none", "optimizer", "activations"),
     "method": ("full", "lora", "dora", "adalora", "ia3", "prefix", "prompt"),
     "stored_as": ("none",),
-    "optimizer_in_backward": (False,),
     "compile": (False,),
 }
-_FLAGS = {"stored_as": "quantization", "optimizer_in_backward": "optim-in-backward"}
+_FLAGS = {"stored_as": "quantization"}
 
 
 def _refuse_later(workload: Workload, strategy: Strategy) -> None:

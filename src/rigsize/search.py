@@ -158,7 +158,11 @@ def _combinations(answer: Estimate) -> Iterator[tuple[_Change, ...]]:
         for combination in itertools.combinations(changes, number):
             if len({change.flags.split()[0] for change in combination}) < number:
                 continue
-            if number == 3 or _could_fit(answer, _applied(answer.strategy, combination)):
+            try:
+                strategy = _applied(answer.strategy, combination)
+            except UnsupportedCombination:  # an optimizer in backward with accumulation, say
+                continue
+            if number == 3 or _could_fit(answer, strategy):
                 yield combination
 
 

@@ -26,6 +26,7 @@ from rigsize.program.lower import ALLOC, FREE, GRADIENT, SAVE, WORKSPACE, Loweri
 from rigsize.program.mesh import ALONE, Mesh
 from rigsize.program.micro_step import MicroStep
 from rigsize.program.optimizer import make_optimizer, optimizer_assumptions
+from rigsize.program.optimizer_sizes import paged_sizes
 from rigsize.program.parallel import OptimizerCall, ranks_of
 from rigsize.program.tiling import Segment, Tiled
 from rigsize.program.timeline import Parameter, Timeline
@@ -110,6 +111,7 @@ class _Builder:
         self.training = profile.key.use == "training"
         self.device: Device = "cuda" if environment.device == "cuda" else "cpu"
         self.ranks = ranks_of(strategy, mesh, device=self.device, training=self.training)
+        self.ranks.column_scratch = self._column_scratch()
         self.ranks.point, self.ranks.has_unused = point, _has_unused(profile, body)
         self.parameters: list[Parameter] = []
         self.buffers: list[Parameter] = []
@@ -250,7 +252,7 @@ class _Builder:
         """Two optimizer phases: the first makes the states, the second is the steady one."""
         strategy, timeline = self.strategy, self.timeline
         program.stepped = stepped = self.ranks.stepped(self.parameters)
-        optimizer = make_optimizer(strategy, column_scratch=self._column_scratch())
+        optimizer = make_optimizer(strategy, column_scratch=self.ranks.column_scratch)
         scaler = LossScaler() if strategy.policy.loss_scaling else None
         start = len(timeline.operations)
         optimizer.setup(timeline, stepped)
@@ -270,7 +272,11 @@ class _Builder:
             self.ranks.optimize(timeline, stepped, call)
             program.slices[name] = timeline.operations[start:]
             program.phase_starts[name] = [(i - start, p) for i, p in timeline.marks[marked:]]
-        program.paged_bytes = sum(optimizer.state.paged_bytes.values())
+        program.paged_bytes = sum(
+            sum(paged_sizes(strategy.optimizer, p.shape, self.device))
+            for p in stepped
+            if p.trainable
+        )
         program.assumptions += optimizer_assumptions(strategy, stepped)
 
     def _column_scratch(self) -> Callable[[int, int], int] | None:

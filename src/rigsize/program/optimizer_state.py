@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rigsize.program.foreach import Device, place
-from rigsize.program.optimizer_sizes import paged_sizes, state_sizes
+from rigsize.program.optimizer_sizes import state_sizes
 from rigsize.program.timeline import Parameter, Timeline
 
 __all__ = ["ColumnScratch", "OptimizerState", "Step", "StepFunction", "assign"]
@@ -25,8 +25,6 @@ class OptimizerState:
     """Buffers of the implementation that no parameter owns: the 8-bit code tables."""
     masters: dict[str, Parameter] = field(default_factory=dict)
     """By parameter name: the fp32 copies of the recipe fp16-master."""
-    paged_bytes: dict[str, int] = field(default_factory=dict)
-    """By parameter name: states in CUDA managed memory, which no allocator sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +46,6 @@ class Step:
         shape, itemsize = parameter.shape, parameter.itemsize
         sizes = state_sizes(self.name, shape, itemsize, self.device, parameter.name)
         self.state.states[parameter.name] = [self.timeline.alloc(size, where) for size in sizes]
-        paged = sum(paged_sizes(self.name, shape, self.device))
-        if paged:
-            self.state.paged_bytes[parameter.name] = paged
         return True
 
     def temporary(self, num_bytes: int, op: str) -> int:

@@ -16,6 +16,7 @@ from rigsize.program.foreach import Device
 from rigsize.program.mesh import Mesh
 from rigsize.program.micro_step import MicroStep
 from rigsize.program.optimizer import Optimizer, optimizer_phase
+from rigsize.program.optimizer_state import ColumnScratch
 from rigsize.program.timeline import Parameter, Place, Timeline
 from rigsize.spec.strategy import Strategy
 
@@ -51,6 +52,8 @@ class Ranks:
 
     def __init__(self, strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> None:
         self.strategy, self.mesh, self.device, self.training = strategy, mesh, device, training
+        self.column_scratch: ColumnScratch | None = None
+        """What the card stages for a sum over rows, where an optimizer asks; the build sets it."""
 
     # -- load -------------------------------------------------------------------------------
 
@@ -116,13 +119,15 @@ _WAYS = {
     "ddp": ("rigsize.program.ddp", "Ddp"),
     "fsdp": ("rigsize.program.fsdp", "FullySharded"),
     "hsdp": ("rigsize.program.fsdp", "FullySharded"),
+    "in backward": ("rigsize.program.in_backward", "SteppedInBackward"),
 }
-"""Module and subclass by `--parallel`; imported when asked for, as each imports this one."""
+"""Module and subclass by `--parallel`, and of an optimizer in backward; imported when asked for, as each imports this one."""
 
 
 def ranks_of(strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> Ranks:
     """The strategy's way of sharing the step."""
-    kind = _WAYS.get(strategy.parallel)
+    in_backward = strategy.optimizer_in_backward and training
+    kind = _WAYS.get("in backward" if in_backward else strategy.parallel)
     if kind is not None and (training or strategy.parallel != "ddp"):
         module, name = kind
         chosen: type[Ranks] = getattr(importlib.import_module(module), name)

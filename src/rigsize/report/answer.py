@@ -176,7 +176,7 @@ def state_bytes_per_parameter(estimate: Estimate) -> float:
     if not program.training or not trainable:
         return 0.0
     timeline = program.timeline
-    made = program.slices["load"] + program.slices["optimizer_first"]
+    made = [o for name in ("load", "first", "optimizer_first") for o in program.slices[name]]
     states = sum(
         timeline.sizes[operation]
         for operation in made

@@ -45,7 +45,6 @@ _RUN: dict[str, tuple[object, ...]] = {
     "offload": ("none", "cpu", "optimizer", "activations"),
     "method": ("full", "lora", "dora", "ia3", "prefix", "prompt"),
     "quantization": ("none",),
-    "optimizer_in_backward": (False,),
     "compile": (False,),
 }
 """What the loop runs for real; estimates answer more."""

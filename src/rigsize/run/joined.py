@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ Named = Sequence[tuple[str, Tensor]]
 class JoinedOptimizer(torch.optim.Optimizer):
     """Steps with each of its parts in turn; schedulers, scalers and checkpoints see one optimizer.
 
-    Part i has the groups that it was made with, from a place in `param_groups` that never changes;
-    what was loaded into this optimizer reaches it, because a part looks here before every step.
+    The groups are the parts' own, one after another, and so are the states: what is saved and
+    loaded goes through each part, which knows the dtypes of its states.
     """
 
     def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
@@ -29,18 +30,59 @@ class JoinedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        start = 0
-        for part in self.parts:
-            end = start + len(part.param_groups)
-            part.param_groups, part.state = self.param_groups[start:end], self.state
-            start = end
+        """The very groups of the parts, so that a rate that is set here is theirs."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[Any, Any]:  # type: ignore[override]  # the parts own it
+        """The states of all parts, by parameter; read only."""
+        return {key: value for part in self.parts for key, value in part.state.items()}
+
+    @state.setter
+    def state(self, _value: Any) -> None:
+        """An empty one, which torch sets at construction; the parts have theirs."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Every part's step."""
-        self._share()
         for part in self.parts:
             part.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parts' states, their parameters counted through."""
+        joined: dict[str, Any] = {"state": {}, "param_groups": []}
+        for part, first in zip(self.parts, self._firsts(), strict=True):
+            saved = part.state_dict()
+            joined["state"] |= {first + i: state for i, state in saved["state"].items()}
+            for group in saved["param_groups"]:
+                moved = [first + i for i in group["params"]]
+                joined["param_groups"].append({**group, "params": moved})
+        return joined
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The counterpart of `state_dict`."""
+        groups, states = list(state_dict["param_groups"]), state_dict["state"]
+        for part, first in zip(self.parts, self._firsts(), strict=True):
+            own, groups = groups[: len(part.param_groups)], groups[len(part.param_groups) :]
+            end = first + _count(part)
+            part.load_state_dict(
+                {
+                    "state": {i - first: states[i] for i in range(first, end) if i in states},
+                    "param_groups": [
+                        {**group, "params": [i - first for i in group["params"]]} for group in own
+                    ],
+                }
+            )
+        self._share()
+
+    def _firsts(self) -> list[int]:
+        """The number of each part's first parameter."""
+        return [0, *itertools.accumulate(_count(part) for part in self.parts)][:-1]
+
+
+def _count(part: torch.optim.Optimizer) -> int:
+    return sum(len(group["params"]) for group in part.param_groups)
 
 
 def muon_and_adamw(named: Named, lr: float, weight_decay: float | None) -> torch.optim.Optimizer:

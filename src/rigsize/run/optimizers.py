@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rigsize.errors import MeasurementFailed, UnsupportedCombination
 from rigsize.program.optimizer import MIN_OFFLOADED_NUMEL
+from rigsize.run.in_backward import SteppedInBackward
 from rigsize.run.joined import muon_and_adamw
 from rigsize.spec.optimizers import PACKAGES
 from rigsize.spec.strategy import Strategy
@@ -171,6 +172,8 @@ def make_torch_optimizer(
     if strategy.policy.master_bytes:
         return MasterWeights(named, build)
     trained = [(name, p) for name, p in named if p.requires_grad]
+    if strategy.optimizer_in_backward:
+        return SteppedInBackward(trained, build)
     if strategy.offload == "optimizer" and any(p.device.type != "cpu" for _, p in trained):
         return HostOptimizer(trained, build)
     return build(trained)

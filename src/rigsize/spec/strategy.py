@@ -135,6 +135,7 @@ class Strategy:
                 "stochastic rounding is for bf16 weights",
                 hint="--precision bf16, or --optim adamw-fused",
             )
+        self._check_in_backward()
         if self.optimizer in WHOLE_MATRICES and self.parallel in sharded:
             raise UnsupportedCombination(
                 "optim",
@@ -189,6 +190,20 @@ class Strategy:
                 allowed=("none", "activations"),
                 nearest="none",
             )
+
+    def _check_in_backward(self) -> None:
+        """A step in backward has one gradient of one micro-batch of one rank, and no other."""
+        if not self.optimizer_in_backward:
+            return
+        refused = (
+            (self.accumulation > 1, "gradients are to be added up first", "--grad-accum 1"),
+            (self.parallel != "single", f"{self.parallel} averages gradients after it", "one GPU"),
+            (self.policy.loss_scaling, "a gradient scaler looks at all of them", "amp-bf16"),
+            (self.max_grad_norm is not None, "clipping needs them all", "--max-grad-norm 0"),
+        )
+        for is_so, why, nearest in refused:
+            if is_so:
+                raise UnsupportedCombination("optim-in-backward", "yes", why, nearest=nearest)
 
     @property
     def stored_as(self) -> str:
