@@ -110,6 +110,25 @@ def test_resumes_with_the_same_losses(name: str, precision: str, tmp_path: Path)
     assert steps(model, optimizer, 5) == expected
 
 
+@pytest.mark.parametrize("name", ["adamw-fused", "adamw-8bit", "adafactor"])
+def test_an_optimizer_in_backward_resumes_with_the_same_losses(name: str, tmp_path: Path) -> None:
+    def fresh(seed: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = toy(seed)
+        strategy = Strategy(optimizer=name, optimizer_in_backward=True, max_grad_norm=None)
+        return model, make_torch_optimizer(model.named_parameters(), strategy, lr=lr)
+
+    model, optimizer = fresh(0, 1e-2)
+    steps(model, optimizer, 2)
+    of(tmp_path).save(2, model, optimizer, {})
+    expected = steps(model, optimizer, 3)
+    model, optimizer = fresh(1, 0.5)
+    checkpoints = of(tmp_path)
+    found = checkpoints.newest()
+    assert found is not None
+    checkpoints.load(found, model, optimizer)
+    assert steps(model, optimizer, 3) == expected
+
+
 @pytest.mark.slow
 def test_resumes_a_tiny_xlm_roberta(tmp_path: Path) -> None:
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> float:

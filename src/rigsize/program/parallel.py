@@ -121,7 +121,8 @@ _WAYS = {
     "hsdp": ("rigsize.program.fsdp", "FullySharded"),
     "in backward": ("rigsize.program.in_backward", "SteppedInBackward"),
 }
-"""Module and subclass by `--parallel`, and of an optimizer in backward; imported when asked for, as each imports this one."""
+"""Module and subclass by `--parallel`, and of an optimizer in backward; imported when asked for, as
+each imports this one."""
 
 
 def ranks_of(strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> Ranks:

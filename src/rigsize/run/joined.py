@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -30,17 +31,11 @@ class JoinedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """The very groups of the parts, so that a rate that is set here is theirs."""
+        """The very groups of the parts, and one dictionary of states that all of them write."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-    @property
-    def state(self) -> dict[Any, Any]:  # type: ignore[override]  # the parts own it
-        """The states of all parts, by parameter; read only."""
-        return {key: value for part in self.parts for key, value in part.state.items()}
-
-    @state.setter
-    def state(self, _value: Any) -> None:
-        """An empty one, which torch sets at construction; the parts have theirs."""
+        for part in self.parts:
+            self.state.update(part.state)
+            part.state = self.state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -52,7 +47,10 @@ class JoinedOptimizer(torch.optim.Optimizer):
         """The parts' states, their parameters counted through."""
         joined: dict[str, Any] = {"state": {}, "param_groups": []}
         for part, first in zip(self.parts, self._firsts(), strict=True):
+            own = {p for group in part.param_groups for p in group["params"]}
+            part.state = defaultdict(dict, {p: s for p, s in self.state.items() if p in own})
             saved = part.state_dict()
+            part.state = self.state
             joined["state"] |= {first + i: state for i, state in saved["state"].items()}
             for group in saved["param_groups"]:
                 moved = [first + i for i in group["params"]]
@@ -63,16 +61,14 @@ class JoinedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
         groups, states = list(state_dict["param_groups"]), state_dict["state"]
-        for part, first in zip(self.parts, self._firsts(), strict=True):
-            own, groups = groups[: len(part.param_groups)], groups[len(part.param_groups) :]
-            end = first + _count(part)
+        self.state.clear()
+        for part in self.parts:
+            count = len(part.param_groups)
+            own, groups = groups[:count], groups[count:]
+            keys = [key for group in own for key in group["params"]]  # numbers, or DCP's names
+            part.state = defaultdict(dict)
             part.load_state_dict(
-                {
-                    "state": {i - first: states[i] for i in range(first, end) if i in states},
-                    "param_groups": [
-                        {**group, "params": [i - first for i in group["params"]]} for group in own
-                    ],
-                }
+                {"state": {key: states[key] for key in keys if key in states}, "param_groups": own}
             )
         self._share()
 
