@@ -226,7 +226,7 @@ def test_bad_input_is_one_line_and_exit_2(case: str, ran: Ran) -> None:
 
 
 NOT_YET = [
-    *(("--parallel", v) for v in ("fsdp", "hsdp", "zero1", "zero2", "zero3")),
+    *(("--parallel", v) for v in ("zero1", "zero2", "zero3")),
     *(("--parallel", v) for v in ("tensor", "pipeline", "context", "expert")),
     ("--recompute", "selective"),
     ("--data", "x.jsonl"),
@@ -414,7 +414,24 @@ def test_the_usual_length(model: str, length: int, answering: Ran) -> None:
 def test_a_global_batch_sets_the_accumulation(answering: Ran) -> None:
     # ceil(8192 / 26) = 316, as the article has it; 316 x 26 = 8,216.
     document = answer(answering, "--global-batch", "8192", "--batch-size", "26")
-    assert document["plan"] == {"micro_batch": 26, "accumulation": 316, "global_batch": 8216}
+    assert document["plan"] == plan_of(26, 316, 8216)
+    assert any("8,216, not 8,192" in note for note in document["notes"])
+
+
+def plan_of(micro: int, accumulation: int, total: int, ranks: int = 1) -> dict[str, int]:
+    return {
+        "micro_batch": micro,
+        "accumulation": accumulation,
+        "ranks": ranks,
+        "global_batch": total,
+    }
+
+
+def test_a_global_batch_is_spread_over_the_ranks(answering: Ran) -> None:
+    # ceil(8192 / (26 x 4)) = 79; 79 x 26 x 4 = 8,216.
+    ranks = ["--gpus", "A100-40GB:4", "--parallel", "fsdp"]
+    document = answer(answering, "--global-batch", "8192", "--batch-size", "26", *ranks)
+    assert document["plan"] == plan_of(26, 79, 8216, ranks=4)
     assert any("8,216, not 8,192" in note for note in document["notes"])
 
 
@@ -436,9 +453,12 @@ def test_the_largest_batch(answering: Ran, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("rigsize.search.largest_batch", lambda *_: 48)
     assert answer(answering, "--batch-size", "auto")["plan"]["micro_batch"] == 48
     plan = answer(answering, "--batch-size", "auto", "--global-batch", "100")["plan"]
-    assert plan == {"micro_batch": 48, "accumulation": 3, "global_batch": 144}
+    assert plan == plan_of(48, 3, 144)
     plan = answer(answering, "--batch-size", "auto", "--global-batch", "20")["plan"]
-    assert plan == {"micro_batch": 20, "accumulation": 1, "global_batch": 20}
+    assert plan == plan_of(20, 1, 20)
+    ranks = ["--gpus", "A100-40GB:8", "--parallel", "fsdp"]
+    plan = answer(answering, "--batch-size", "auto", "--global-batch", "100", *ranks)["plan"]
+    assert plan == plan_of(13, 1, 104, ranks=8)  # ceil(100 / 8) = 13 is less than what fits
 
 
 def test_not_even_one_text_fits(answering: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from rigsize.cli_flags import MODEL, VERBS
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
 from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.models import ModelSource, default_task, heads_of, max_positions, resolve_model
+from rigsize.program.mesh import mesh_of
 from rigsize.recipes import recipe_flags
 from rigsize.spec import POLICIES, Cluster, Strategy, Workload
 from rigsize.spec.checks import integer, one_of
@@ -509,15 +510,22 @@ def settle_parallel(settings: Settings, job: Job, cluster: Cluster) -> Job:
 
 
 def settle_batch(job: Job, cluster: Cluster, find: Callable[..., int]) -> tuple[Job, bool]:
-    """The job with its batch found by `find` (`search.largest_batch`), and whether any fits."""
-    if not job.auto_batch:
-        return job, True
+    """The job with its batch found by `find` (`search.largest_batch`), and whether any fits.
+
+    A global batch is spread over all ranks.
+    """
     strategy, total = job.strategy, job.global_batch
+    ranks = mesh_of(strategy, cluster).ranks
+    if not job.auto_batch:
+        if total is None:
+            return job, True
+        accumulation = -(-total // (strategy.micro_batch * ranks))
+        return replace(job, strategy=replace(strategy, accumulation=accumulation)), True
     if total is not None:
         # Accumulating steps keep gradients alive, so a second micro-step has to fit too.
         strategy = replace(strategy, accumulation=2)
     found = find(job.source, job.workload, strategy, cluster)
-    micro = max(1, found if total is None else min(found, total))
-    accumulation = job.strategy.accumulation if total is None else -(-total // micro)
+    micro = max(1, found if total is None else min(found, -(-total // ranks)))
+    accumulation = job.strategy.accumulation if total is None else -(-total // (micro * ranks))
     settled = replace(job.strategy, micro_batch=micro, accumulation=accumulation)
     return replace(job, strategy=settled), found > 0

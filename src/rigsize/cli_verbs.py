@@ -18,6 +18,7 @@ from rigsize.cli_job import (
     settle_parallel,
 )
 from rigsize.errors import SpecError
+from rigsize.program.mesh import mesh_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,7 +105,7 @@ def _notes(job: Job, target: Target, auto: bool, any_fits: bool) -> Iterator[str
     micro = job.strategy.micro_batch
     if auto:
         yield f"the largest batch that fits: {micro}" if any_fits else "not even a batch of 1 fits"
-    total = micro * job.strategy.accumulation
+    total = micro * job.strategy.accumulation * mesh_of(job.strategy, target.cluster).ranks
     if job.global_batch is not None and total != job.global_batch:
         yield f"the global batch is {total:,}, not {job.global_batch:,}: whole micro-batches only"
     if target.note:

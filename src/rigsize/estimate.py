@@ -13,12 +13,13 @@ from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.memory.host import HostEstimate, host_memory, run_of
 from rigsize.memory.ledger import LedgerRow
+from rigsize.memory.outside import communication, communicators, outside
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_task, max_positions
 from rigsize.point import assumed_sizes, point_of
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
-from rigsize.program.mesh import mesh_of
+from rigsize.program.mesh import Mesh, mesh_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.adapter import adapter_of
 from rigsize.spec.optimizers import muon_takes, no_matrix_for_muon
@@ -40,10 +41,10 @@ class MemoryEstimate:
     reserved_peak_bytes: int | None
     """`torch.cuda.max_memory_reserved`; None on cpu."""
     device_peak_bytes: int | None
-    """Reserved plus the CUDA context; None on cpu."""
+    """Reserved plus the CUDA context and NCCL's communicators; None on cpu."""
     low_bytes: int
     high_bytes: int
-    """The device peak with the context at the low and high end of its band."""
+    """The device peak with context and communicators at the low and high end of their bands."""
     peak_moment: str
     """When the peak is, in words."""
     ledger: tuple[LedgerRow, ...]
@@ -161,7 +162,7 @@ def estimate(
         point=point,
         memory=_memory(program, played, accelerator),
         host=host,
-        fit=_with_host(_fit(verdict, played, accelerator), host, cluster),
+        fit=_with_host(_fit(verdict, program, played, accelerator), host, cluster),
         parameters=_parameters(source, program),
         versions={**profile.versions, "assumed_torch": ".".join(map(str, TORCH_VERSION))},
         assumptions=(*assumed, *_assumptions(program, accelerator), *host.assumptions),
@@ -215,10 +216,10 @@ def fits_on(program: Program, accelerator: Accelerator) -> bool:
         raise UnsupportedCombination(
             "gpus", accelerator.id, "no capacity is known to fit a batch into"
         )
-    context = accelerator.context_bytes.value
-    played = replay(program, capacity_bytes=capacity - context.mid)
+    beside = outside(program.mesh, accelerator)
+    played = replay(program, capacity_bytes=capacity - beside.mid)
     ended = played.out_of_memory is None
-    return ended and played.reserved_peak_bytes + context.high <= capacity
+    return ended and played.reserved_peak_bytes + beside.high <= capacity
 
 
 def key_for(
@@ -299,7 +300,7 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
 
 
 _ANSWERED: dict[str, tuple[object, ...]] = {
-    "parallel": ("single", "ddp"),
+    "parallel": ("single", "ddp", "fsdp", "hsdp"),
     "offload": ("none", "optimizer", "activations"),
     "method": ("full", "lora", "dora", "adalora", "ia3", "prefix", "prompt"),
     "stored_as": ("none",),
@@ -344,20 +345,20 @@ def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
     capacity = accelerator.capacity_bytes
     if capacity is None:
         return replay(program), "unknown"
-    context = accelerator.context_bytes.value
-    played = replay(program, capacity_bytes=capacity - context.mid)
+    beside = outside(program.mesh, accelerator)
+    played = replay(program, capacity_bytes=capacity - beside.mid)
     if played.out_of_memory:
-        lenient = replay(program, capacity_bytes=capacity - context.low)
+        lenient = replay(program, capacity_bytes=capacity - beside.low)
         verdict: Verdict = "does_not_fit" if lenient.out_of_memory else "tight"
         return (replay(program), verdict) if verdict == "does_not_fit" else (lenient, verdict)
-    return played, "fits" if played.reserved_peak_bytes + context.high <= capacity else "tight"
+    return played, "fits" if played.reserved_peak_bytes + beside.high <= capacity else "tight"
 
 
-def _fit(verdict: Verdict, played: Replay, accelerator: Accelerator) -> Fit:
+def _fit(verdict: Verdict, program: Program, played: Replay, accelerator: Accelerator) -> Fit:
     capacity = accelerator.capacity_bytes
     if verdict == "unknown" or capacity is None:
         return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=None)
-    used = played.reserved_peak_bytes + accelerator.context_bytes.value.mid
+    used = played.reserved_peak_bytes + outside(program.mesh, accelerator).mid
     return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=capacity - used)
 
 
@@ -397,17 +398,20 @@ def _memory(program: Program, played: Replay, accelerator: Accelerator) -> Memor
             peak_moment=moment,
             ledger=tuple(rows),
         )
-    context = accelerator.context_bytes
+    context, added = accelerator.context_bytes, communication(program.mesh, accelerator)
+    beside = outside(program.mesh, accelerator)
     reserved = played.reserved_peak_bytes
     cached = reserved - played.live_requested_bytes
     rows.append(LedgerRow(name="allocator", num_bytes=cached, basis="derived"))
     rows.append(LedgerRow(name="context", num_bytes=context.value.mid, basis=context.basis))
+    if added is not None:
+        rows.append(LedgerRow(name="communication", num_bytes=added.value.mid, basis=added.basis))
     return MemoryEstimate(
         allocated_peak_bytes=played.allocated_peak_bytes,
         reserved_peak_bytes=reserved,
-        device_peak_bytes=reserved + context.value.mid,
-        low_bytes=reserved + context.value.low,
-        high_bytes=reserved + context.value.high,
+        device_peak_bytes=reserved + beside.mid,
+        low_bytes=reserved + beside.low,
+        high_bytes=reserved + beside.high,
         peak_moment=moment,
         ledger=tuple(rows),
     )
@@ -469,9 +473,20 @@ def _assumptions(program: Program, accelerator: Accelerator) -> tuple[str, ...]:
         f"torch {'.'.join(map(str, TORCH_VERSION))}, cuDNN"
         f" {'.'.join(map(str, CUDNN_VERSION))}: kernel choice and workspaces",
     ]
+    added = communication(program.mesh, accelerator)
+    if added is not None:
+        low, mid, high = (size / 2**30 for size in added.value)
+        lines.append(
+            f"NCCL {mid:.2f} GiB ({low:.2f} to {high:.2f}) for"
+            f" {_communicators(program.mesh)}, {added.basis}: {added.source}"
+        )
     if capacity is not None:
         lines.append(f"capacity {capacity.basis}: {capacity.source}")
     return (*lines, *program.assumptions)
+
+
+def _communicators(mesh: Mesh) -> str:
+    return "one communicator" if communicators(mesh) == 1 else "two communicators"
 
 
 def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> list[str]:

@@ -19,6 +19,7 @@ from rigsize.estimate import (
 )
 from rigsize.models import ModelSource
 from rigsize.point import point_of
+from rigsize.program.mesh import mesh_of
 from rigsize.program.optimizer_sizes import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH
@@ -173,6 +174,8 @@ def _changes(answer: Estimate) -> list[_Change]:
     changes = []
     if strategy.optimizer in ("adamw-foreach", "adamw-loop"):
         changes.append(_option("fused AdamW, same mathematics", "--optim", "adamw-fused"))
+    if strategy.parallel == "ddp" and answer.cluster.devices > 1:
+        changes.append(_option("states sharded over the ranks", "--parallel", "fsdp"))
     changes += _smaller_batches(strategy, training=True)
     if strategy.recompute == "none":
         changes.append(_option("recompute per block", "--recompute", "block"))
@@ -182,7 +185,12 @@ def _changes(answer: Estimate) -> list[_Change]:
     return changes
 
 
-_FIELDS = {"--optim": "optimizer", "--recompute": "recompute", "--precision": "precision"}
+_FIELDS = {
+    "--optim": "optimizer",
+    "--parallel": "parallel",
+    "--precision": "precision",
+    "--recompute": "recompute",
+}
 
 
 def _option(name: str, flag: str, value: str) -> _Change:
@@ -236,7 +244,10 @@ def _applied(strategy: Strategy, combination: tuple[_Change, ...]) -> Strategy:
 
 
 def _could_fit(answer: Estimate, strategy: Strategy) -> bool:
-    """Whether weights, gradients and states alone leave room: a bound, no replay."""
+    """Whether weights, gradients and states alone leave room: a bound, no replay.
+
+    As if all of them were spread over the shards.
+    """
     accelerator, policy = answer.cluster.accelerator, strategy.policy
     capacity = accelerator.capacity_bytes
     if capacity is None:
@@ -253,7 +264,9 @@ def _could_fit(answer: Estimate, strategy: Strategy) -> bool:
             itemsize,
             names=[p.name for p in trained_ones],
         )
-    return weights + trained <= capacity - accelerator.context_bytes.value.low
+    shards = mesh_of(strategy, answer.cluster).shard
+    room = capacity - accelerator.context_bytes.value.low
+    return (weights + trained) // shards <= room
 
 
 def _try(answer: Estimate, combination: tuple[_Change, ...], strategy: Strategy) -> Edit | None:

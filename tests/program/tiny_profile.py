@@ -41,7 +41,8 @@ def free(*ref: Any) -> Event:
 
 
 def gradient(number: int, name: str) -> Event:
-    return Event("gradient", ("own", number), label=(name,))
+    module = name.rpartition(".")[0]  # a recorder tells whose node handed the gradient over
+    return Event("gradient", ("own", number), module=module, label=(name,))
 
 
 def constant(num_bytes: int) -> Expression:

@@ -41,7 +41,12 @@ def test_keys_are_the_contract(estimated: Estimated) -> None:
         "fits verdict capacity_bytes headroom_bytes requested_headroom_bytes"
         " host_capacity_bytes host_capacity_bytes_unknown_reason".split()
     )
-    assert document["plan"] == {"micro_batch": 16, "accumulation": 1, "global_batch": 16}
+    assert document["plan"] == {
+        "micro_batch": 16,
+        "accumulation": 1,
+        "ranks": 1,
+        "global_batch": 16,
+    }
     assert document["parameters"] == document["trainable_parameters"] == PARAMETERS
     assert document["checkpoint_parameters"] == 278_885_778
     assert {row["basis"] for row in document["memory"]["ledger"]} <= {

@@ -237,8 +237,10 @@ def _minor(version: str | None) -> tuple[str, ...]:
 def _predict_record(case: RecordCase, estimate: EstimateFunction) -> tuple[Prediction | None, str]:
     try:
         workload, strategy, sizes = question_of(case.record)
-        cluster = find_cluster(case.record.device, case.record.hardware.gpu)
-        return predict(estimate, case.source, workload, strategy, cluster, sizes), ""
+        world = case.record.world
+        ranks, fake = (world.size, world.fake) if world else (1, False)
+        cluster = find_cluster(case.record.device, case.record.hardware.gpu, ranks)
+        return predict(estimate, case.source, workload, strategy, cluster, sizes, fake=fake), ""
     except SizingError as error:
         return None, str(error)
 

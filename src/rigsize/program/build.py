@@ -46,6 +46,8 @@ class Program:
     """The model's, whole."""
     training: bool
     accumulation: int
+    mesh: Mesh = ALONE
+    """The ranks, of which this is the first."""
     stepped: list[Parameter] = field(default_factory=list)
     """What this rank's optimizer is given: the parameters, or its shards of them."""
     paged_bytes: int = 0
@@ -104,7 +106,7 @@ class _Builder:
         if body is None:
             raise TraceFailed("size", dict(point), "the profile was not proved for this size")
         self.profile, self.strategy, self.environment = profile, strategy, environment
-        self.body = body
+        self.body, self.mesh = body, mesh
         self.values = monomials_at(point)
         self.categories = Categories(profile, vocabulary)
         self.timeline = Timeline()
@@ -138,6 +140,7 @@ class _Builder:
             parameters=self.parameters,
             training=self.training,
             accumulation=accumulation,
+            mesh=self.mesh,
             kernels=lowered.kernels,
             assumptions=sorted(lowered.assumptions),
             phase_starts=step.phase_starts(alone=alone),
@@ -152,6 +155,8 @@ class _Builder:
             if second := self._appended(lambda: self.ranks.second(self.timeline)):
                 slices["second"], program.phase_starts["second"] = second, [(0, "forward")]
             self._optimizer(program)
+        else:
+            program.stepped = self.ranks.stepped(self.parameters)
         return program
 
     def _appended(self, call: Callable[[], None]) -> list[int]:

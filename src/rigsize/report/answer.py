@@ -171,8 +171,12 @@ def _loss_words(workload: Workload, strategy: Strategy) -> list[str]:
 
 
 def state_bytes_per_parameter(estimate: Estimate) -> float:
-    """Optimizer states a trainable parameter, of the states that the Program really makes."""
-    program, trainable = estimate.program, estimate.parameters.trainable
+    """Optimizer states a trainable parameter, of the states that the Program really makes.
+
+    Where they are sharded, of the parameters that this rank steps on.
+    """
+    program = estimate.program
+    trainable = sum(p.numel for p in program.stepped if p.trainable)
     if not program.training or not trainable:
         return 0.0
     timeline = program.timeline
@@ -188,10 +192,12 @@ def state_bytes_per_parameter(estimate: Estimate) -> float:
 def least_bytes(estimate: Estimate) -> int:
     """A bound from below: what no change of batch, recompute, precision or optimizer saves.
 
-    bf16 weights, and in training as many gradients beside the smallest states on offer.
+    bf16 weights, and in training as many gradients beside the smallest states on offer, all of
+    them spread over the shards.
     """
-    counts = estimate.parameters
+    counts, shards = estimate.parameters, estimate.program.mesh.shard
     if not estimate.workload.training:
-        return _HALF_BYTES * counts.model
+        return _HALF_BYTES * counts.model // shards
     states = min(_SMALLEST_STATES, state_bytes_per_parameter(estimate))
-    return _HALF_BYTES * (counts.model + counts.trainable) + int(states * counts.trainable)
+    whole = _HALF_BYTES * (counts.model + counts.trainable) + int(states * counts.trainable)
+    return whole // shards

@@ -82,6 +82,7 @@ def _cluster(answer: Answer) -> dict[str, Any]:
         "accelerator": cluster.accelerator.id,
         "per_node": cluster.per_node,
         "nodes": cluster.nodes,
+        "mesh": asdict(answer.estimate.program.mesh),
     }
 
 
@@ -140,11 +141,12 @@ def _why_unknown(answer: Answer) -> str:
 
 
 def _plan(answer: Answer) -> dict[str, int]:
-    strategy = answer.estimate.strategy
+    strategy, ranks = answer.estimate.strategy, answer.estimate.program.mesh.ranks
     return {
         "micro_batch": strategy.micro_batch,
         "accumulation": strategy.accumulation,
-        "global_batch": strategy.micro_batch * strategy.accumulation,
+        "ranks": ranks,
+        "global_batch": strategy.micro_batch * strategy.accumulation * ranks,
     }
 
 

@@ -122,7 +122,8 @@ def _module(path: str, category: str) -> str:
 def _tensors(estimate: Estimate, profile: Profile | None) -> tuple[Tensor, ...]:
     timeline = estimate.program.timeline
     largest = sorted(estimate.replay.live, key=lambda s: -timeline.sizes[s])[:MOST_TENSORS]
-    shapes = {p.storage: (p.shape, p.itemsize) for p in estimate.program.parameters}
+    held = estimate.program.stepped or estimate.program.parameters
+    shapes = {p.storage: (p.shape, p.itemsize) for p in held}
     sizes = _Expressions(profile, estimate.point)
     found = []
     for storage in largest:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from rigsize.estimate import Estimate
+    from rigsize.program.mesh import Mesh
+
 __all__ = ["estimate_text"]
 
 _WORDS = {
@@ -22,6 +25,8 @@ _WORDS = {
     "does_not_fit": "does not fit",
     "unknown": "no verdict",
 }
+_OUTSIDE = (("context", "context"), ("communication", "NCCL"))
+"""Ledger rows outside the allocator."""
 _SMALLEST_SHOWN = 0.0005
 """Ledger rows below this share are added up in one."""
 
@@ -42,15 +47,30 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
 def headline(answer: Answer) -> str:
     """The verdict, the peak with its band, the card and the moment."""
     estimate = answer.estimate
-    workload, card = estimate.workload, estimate.cluster.accelerator
+    workload = estimate.workload
     what = f"{estimate.source.name}, {workload.task} {workload.use}"
     words = _WORDS[estimate.fit.verdict]
     if estimate.fit.host_is_worse:
         words += " the host" if words.endswith("fit") else " on the host"
-    lines = [f"{words}: {what}, on one {card.id}", *_peak_lines(answer)]
+    lines = [f"{words}: {what}, on {_devices(estimate)}", *_peak_lines(answer)]
     if answer.over_limit and answer.fail_over_bytes is not None:
         lines.append(f"  above the limit of {format_bytes(answer.fail_over_bytes)} (--fail-over)")
     return "\n".join([*lines, f"  peak at the {estimate.memory.peak_moment}"])
+
+
+def _devices(estimate: Estimate) -> str:
+    """`one A100-40GB`, `each of 16 A100-40GB (hsdp: 2 copies over 8 ranks each)`."""
+    mesh, card = estimate.program.mesh, estimate.cluster.accelerator.id
+    if mesh.ranks == 1:
+        return f"one {card}"
+    return f"each of {mesh.ranks:,} {card} ({estimate.strategy.parallel}: {_shares(mesh)})"
+
+
+def _shares(mesh: Mesh) -> str:
+    if mesh.shard == 1:
+        return f"{mesh.replicas:,} copies"
+    shards = f"{mesh.shard:,} shards"
+    return shards if mesh.replicas == 1 else f"{mesh.replicas:,} copies of {shards}"
 
 
 def _peak_lines(answer: Answer) -> list[str]:
@@ -59,11 +79,14 @@ def _peak_lines(answer: Answer) -> list[str]:
         allocated = format_bytes(memory.allocated_peak_bytes)
         return [f"  allocated peak {allocated}; reserved and device memory: not on CPU"]
     band = f"{format_bytes(memory.low_bytes)} to {format_bytes(memory.high_bytes)}"
-    context = memory.device_peak_bytes - memory.reserved_peak_bytes
+    rows = {row.name: row.num_bytes for row in memory.ledger}
+    outside = "".join(
+        f" + {words} {format_bytes(rows[name])}" for name, words in _OUTSIDE if name in rows
+    )
     return [
         f"  device peak {format_bytes(memory.device_peak_bytes)} ({band}){_room(answer)}",
         f"  = reserved {format_bytes(memory.reserved_peak_bytes)}"
-        f" + context {format_bytes(context)}; allocated"
+        f"{outside}; allocated"
         f" {format_bytes(memory.allocated_peak_bytes)}",
     ]
 
@@ -85,9 +108,11 @@ def _how(answer: Answer) -> str:
     batch = f"batch {strategy.micro_batch} x {workload.max_length}{target} tokens"
     if not workload.training:
         return f"  {batch}; {_bytes_per_parameter(answer)}; attention {strategy.attention}"
-    total = strategy.micro_batch * strategy.accumulation
+    ranks = estimate.program.mesh.ranks
+    total = strategy.micro_batch * strategy.accumulation * ranks
+    over = f" on each of {ranks:,} ranks" if ranks > 1 else ""
     return (
-        f"  {batch}, {strategy.accumulation:,} a step: global batch {total:,};"
+        f"  {batch}, {strategy.accumulation:,} a step{over}: global batch {total:,};"
         f" {strategy.optimizer}; attention {strategy.attention};"
         f" recompute {strategy.recompute}\n  {_bytes_per_parameter(answer)}"
     )
@@ -101,9 +126,11 @@ def _bytes_per_parameter(answer: Answer) -> str:
         states = round(state_bytes_per_parameter(estimate), 2)
         parts += [(policy.gradient_bytes, "gradient"), (policy.master_bytes, "master copy")]
         parts += [(states, f"{estimate.strategy.optimizer} states")]
+    shards = estimate.program.mesh.shard
+    shared = f", over {shards:,} shards" if shards > 1 else ""
     shown = " + ".join(f"{size:g} {name}" for size, name in parts if size)
     total = f" = {sum(size for size, _ in parts):g}" if len(parts) > 1 else ""
-    return f"{policy.name}: {shown}{total} bytes a parameter"
+    return f"{policy.name}: {shown}{total} bytes a parameter{shared}"
 
 
 def ledger_table(answer: Answer) -> Table:
@@ -142,8 +169,8 @@ def _what_would_fit(answer: Answer) -> Iterator[RenderableType]:
     least = least_bytes(answer.estimate)
     if not answer.edits and least > (answer.estimate.fit.capacity_bytes or 0):
         yield (
-            f"\nNo setting of one such card makes it fit: in bf16 the weights"
-            f"{_with_states(answer)} alone take {format_bytes(least)}.\n"
+            f"\nNo setting of {_such_cards(answer)} makes it fit: in bf16 the weights"
+            f"{_with_states(answer)} alone take {format_bytes(least)} of each.\n"
         )
         return
     if not answer.edits:
@@ -160,6 +187,11 @@ def _what_would_fit(answer: Answer) -> Iterator[RenderableType]:
         saved, peak = format_bytes(edit.saved_bytes), format_bytes(edit.device_peak_bytes)
         made.add_row(edit.name, edit.flags, saved, peak, _WORDS[edit.verdict])
     yield made
+
+
+def _such_cards(answer: Answer) -> str:
+    ranks = answer.estimate.program.mesh.ranks
+    return "one such card" if ranks == 1 else f"{ranks:,} such cards"
 
 
 def _with_states(answer: Answer) -> str:

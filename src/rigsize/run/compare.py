@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rigsize.errors import SizingError, UnknownDevice, UnsupportedCombination
 from rigsize.hardware.names import find_accelerator
+from rigsize.memory.outside import communication
 from rigsize.models.source import ModelSource
+from rigsize.program.mesh import mesh_of
 from rigsize.run.record import Record
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.units import format_bytes
@@ -39,6 +41,8 @@ EstimateFunction = Callable[..., Any]
 """`rigsize.estimate.estimate` (source, workload, strategy, cluster, sizes=), or a stand-in with the
 same `memory` fields."""
 
+MOST_PER_NODE = 1024
+"""What a Cluster takes."""
 INSIDE, OUTSIDE = 0, 4
 CPU_TOLERANCE = 0.001
 """Added to the band on a CPU, where no context widens it: Python numbers that c10 wraps as tensors
@@ -111,13 +115,17 @@ def load_estimate() -> EstimateFunction:
     return estimate
 
 
-def find_cluster(device: str, gpu: str | None) -> Cluster:
-    """One device: the row `cpu`, or the row of the card as torch names it."""
-    if device == "cpu":
-        return Cluster(accelerator=find_accelerator("cpu"))
-    if not gpu:
+def find_cluster(device: str, gpu: str | None, ranks: int = 1) -> Cluster:
+    """A device a rank: of the row `cpu`, or of the card as torch names it.
+
+    All on one node, as far as a node reaches: which ranks share a machine is not known here.
+    """
+    if device != "cpu" and not gpu:
         raise UnknownDevice("gpus", gpu, "the card's name could not be read")
-    return Cluster(accelerator=find_accelerator(gpu))
+    accelerator = find_accelerator("cpu" if device == "cpu" else str(gpu))
+    if ranks <= MOST_PER_NODE:
+        return Cluster(accelerator=accelerator, per_node=ranks)
+    return Cluster(accelerator=accelerator, nodes=ranks)
 
 
 def predict(
@@ -127,16 +135,24 @@ def predict(
     strategy: Strategy,
     cluster: Cluster,
     sizes: Mapping[str, int] | None = None,
+    *,
+    fake: bool = False,
 ) -> Prediction:
-    """The estimate's memory, without the rest; `sizes` are those that a run really had."""
+    """The estimate's memory, without the rest; `sizes` are those that a run really had.
+
+    A `fake` process group keeps none of the memory that NCCL's communicators would.
+    """
     more = {"sizes": sizes} if sizes else {}
     memory = estimate(source, workload, strategy, cluster, **more).memory
+    less = communication(mesh_of(strategy, cluster), cluster.accelerator) if fake else None
+    low, mid, high = less.value if less else (0, 0, 0)
+    device = memory.device_peak_bytes
     return Prediction(
         allocated_peak_bytes=memory.allocated_peak_bytes,
         reserved_peak_bytes=memory.reserved_peak_bytes,
-        device_peak_bytes=memory.device_peak_bytes,
-        low_bytes=memory.low_bytes,
-        high_bytes=memory.high_bytes,
+        device_peak_bytes=None if device is None else device - mid,
+        low_bytes=memory.low_bytes - low,
+        high_bytes=memory.high_bytes - high,
     )
 
 
@@ -149,11 +165,13 @@ def try_predict(
     *,
     sizes: Mapping[str, int] | None = None,
     ranks: int = 1,
+    fake: bool = False,
 ) -> tuple[Prediction | None, str]:
     """The prediction, or None and why there is none."""
     try:
-        cluster = find_cluster(device, gpu)
-        return predict(load_estimate(), source, workload, strategy, cluster, sizes), ""
+        cluster = find_cluster(device, gpu, ranks)
+        answer = predict(load_estimate(), source, workload, strategy, cluster, sizes, fake=fake)
+        return answer, ""
     except UnsupportedCombination as error:
         if "not answered yet" in error.problem:
             return None, not_predicted(strategy, ranks) or f"not predicted yet ({error.field})"
@@ -198,6 +216,7 @@ def predict_record(source: ModelSource, record: Record) -> tuple[Prediction | No
         record.hardware.gpu,
         sizes=sizes,
         ranks=record.world.size if record.world else 1,
+        fake=record.world is not None and record.world.fake,
     )
 
 

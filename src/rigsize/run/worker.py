@@ -72,6 +72,7 @@ def _predict(job: Mapping[str, Any]) -> dict[str, Any]:
             job["device"],
             job["gpu"],
             ranks=spec.options.world or 1,
+            fake=spec.options.world is not None,
         )
     return {
         "prediction": asdict(prediction) if prediction else None,
