@@ -330,7 +330,7 @@ def _strategy(settings: Settings) -> tuple[Strategy, bool, int | None]:
     if global_batch is not None:
         integer("global-batch", global_batch, 1, MOST_GLOBAL_BATCH)
     strategy = Strategy(
-        precision=settings.or_assumed("precision", "fp32"),
+        precision=_precision(settings),
         optimizer=OPTIMIZER_ALIASES.get(optimizer, optimizer),
         micro_batch=micro,
         accumulation=_accumulation(settings, micro, global_batch),
@@ -341,6 +341,15 @@ def _strategy(settings: Settings) -> tuple[Strategy, bool, int | None]:
         **_more_of_strategy(settings),
     )
     return strategy, auto, global_batch
+
+
+def _precision(settings: Settings) -> str:
+    """What nobody said: fp32, or what peft's recipe for quantised weights makes of the rest."""
+    if settings.text("method") in ("qlora", "int8-lora"):
+        return settings.or_assumed(
+            "precision", "amp-bf16", "norms, embeddings and head in fp32, as peft's recipe has it"
+        )
+    return settings.or_assumed("precision", "fp32")
 
 
 _STRATEGY_TEXTS = (

@@ -23,6 +23,7 @@ from rigsize.program.mesh import Mesh, mesh_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.adapter import adapter_of
 from rigsize.spec.optimizers import muon_takes, no_matrix_for_muon
+from rigsize.spec.quantization import text_of
 from rigsize.spec.strategy import PROMPT_METHODS
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
@@ -268,6 +269,7 @@ def trace_key(
         unpadded=("flash" if flash else "grid") if unpadded else "",
         adapter=adapter.traced(compute).text() if adapter else "",
         saves_on_host=training and on_gpu and strategy.offload == "activations",
+        quantization=text_of(strategy),
     )
 
 
@@ -302,11 +304,8 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
 _ANSWERED: dict[str, tuple[object, ...]] = {
     "parallel": ("single", "ddp", "fsdp", "hsdp"),
     "offload": ("none", "optimizer", "activations"),
-    "method": ("full", "lora", "dora", "adalora", "ia3", "prefix", "prompt"),
-    "stored_as": ("none",),
     "compile": (False,),
 }
-_FLAGS = {"stored_as": "quantization"}
 
 
 def _refuse_later(workload: Workload, strategy: Strategy) -> None:
@@ -314,7 +313,7 @@ def _refuse_later(workload: Workload, strategy: Strategy) -> None:
         value = getattr(strategy, field)
         if value not in answered:
             raise UnsupportedCombination(
-                _FLAGS.get(field, field),
+                field,
                 value,
                 "not answered yet",
                 allowed=[str(value) for value in answered],

@@ -71,7 +71,7 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         " (`TensorIteratorBase::compute_types` of ATen/TensorIterator.cpp, ATen/native/ReduceOps)",
         _any_of(
             _under("aten::_to_copy"),
-            _both(_in("aten::add_", "aten::cat"), _under("aten::empty_like")),
+            _both(_in("aten::add_", "aten::cat", "aten::mul_"), _under("aten::empty_like")),
         ),
     ),
     Exemption(

@@ -207,6 +207,7 @@ class Case:
     loss: str = "all"
     unpadded: bool = False
     adapter: Adapter | None = None
+    quantization: str = ""
 
     def __str__(self) -> str:
         words = [self.family, self.task, self.compute, self.attention]
@@ -217,6 +218,7 @@ class Case:
         words += ["in one row"] * self.unpadded
         words += ["released"] * (not self.hold_output)
         words += [self.adapter.text()] if self.adapter else []
+        words += [self.quantization] if self.quantization else []
         return "-".join(words)
 
     def options(self) -> BuildOptions:
@@ -229,4 +231,5 @@ class Case:
             loss=self.loss,
             unpadded=self.unpadded,
             adapter=self.adapter,
+            quantization=self.quantization,
         )

@@ -174,7 +174,7 @@ class _Builder:
             category = weight_category(name, group, backbone, adapted=adapted)
             phase = "batch" if category == "inputs" else "load"
             place = self.categories.place(category, phase, tensor.name, "", "traced")
-            if not category.startswith("weights"):
+            if not category.startswith("weights") or name.startswith("scale:"):
                 storage = timeline.alloc(evaluate(tensor.size, self.values), place)
                 if category == "buffers":
                     shape, itemsize = tensor.shape, tensor.itemsize
@@ -182,6 +182,8 @@ class _Builder:
                 continue
             parameter = Parameter(name, tensor.shape, tensor.itemsize, tensor.trainable, -1)
             parameter.category, parameter.layer = category, group
+            size = evaluate(tensor.size, self.values)
+            parameter.packed_bytes = 0 if size == parameter.num_bytes else size
             parameter.storage = self.ranks.load(timeline, parameter, place)
             self.parameters.append(parameter)
             self.by_name[name] = parameter

@@ -40,10 +40,11 @@ def is_adapter(name: str) -> bool:
 
 
 def weight_category(name: str, group: int, backbone: frozenset[str], *, adapted: bool) -> str:
-    """The row of a parameter, buffer or input; `weights.lm_head` is any task's head.
+    """The row of a parameter, its scales, a buffer or input; `weights.lm_head` is any task's.
 
     Of an `adapted` head two copies count: peft keeps the frozen one beside the one it trains.
     """
+    name = name.removeprefix("scale:")
     if name.startswith("input:"):
         return "inputs"
     if name.startswith("buffer:"):

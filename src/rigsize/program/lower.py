@@ -26,6 +26,7 @@ from rigsize.program.attention import (
 )
 from rigsize.program.categories import Categories
 from rigsize.program.environment import Environment
+from rigsize.program.four_bit import Product4Bit, temporaries_bytes
 from rigsize.program.timeline import Place
 from rigsize.trace.profile import Body, Event, Profile, Ref
 from rigsize.trace.sizes import evaluate
@@ -127,7 +128,28 @@ class Lowering:
     def _alloc(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
         size = evaluate(event.size, self.values)
         self._define(event.ref, group, size, self.categories.of(event, phase, group))
-        out.append(Primitive(ALLOC, _known(event.ref)))
+        place = self.categories.place("temporaries", phase, event.module, event.op, "derived")
+        beside = [self._extra(group, size, place) for size in self._inside(event)]
+        out.extend(Primitive(ALLOC, ref) for ref in (*beside, _known(event.ref)))
+        out.extend(Primitive(FREE, ref) for ref in beside)
+
+    def _inside(self, event: Event) -> tuple[int, ...]:
+        """What an operator whose kernel depends on the size makes before its output."""
+        if event.op != "bitsandbytes::gemm_4bit":
+            return ()
+        rows, outputs, inputs = (evaluate(n, self.values) for n in event.numbers)
+        itemsize, nested = event.label
+        return temporaries_bytes(
+            Product4Bit(
+                rows=rows,
+                outputs=outputs,
+                inputs=inputs,
+                dtype=self.half_dtype if itemsize == HALF_BYTES else "float32",
+                nested=nested,
+                capability=self.environment.compute_capability,
+                sm_count=self.environment.sm_count,
+            )
+        )
 
     def _free(self, out: list[Primitive], event: Event, _phase: str, _group: int) -> None:
         if event.ref is not None and event.ref[0] != "kept":

@@ -133,6 +133,8 @@ class Parameter:
     """The ledger row of the weight."""
     layer: int = 0
     """The layer it belongs to (from 1), 0 outside all."""
+    packed_bytes: int = 0
+    """Of a weight that is stored packed (4 bits an element, or padded); 0 of any other."""
 
     @property
     def numel(self) -> int:
@@ -145,7 +147,7 @@ class Parameter:
     @property
     def num_bytes(self) -> int:
         """Of the weight."""
-        return self.numel * self.itemsize
+        return self.packed_bytes or self.numel * self.itemsize
 
 
 def trainable(parameters: Sequence[Parameter]) -> list[Parameter]:

@@ -40,6 +40,10 @@ def build_model(job: Job, config: Any, world: World) -> torch.nn.Module:
 
 def _adapted(job: Job, config: Any, place: str) -> torch.nn.Module:
     options, policy = build_options(job), job.strategy.policy
+    if options.quantization:
+        # Never whole on the card in its 16 bit: the card may hold only what it becomes.
+        start = "meta" if place == "meta" else "cpu"
+        return prepare(build_base(config, options, start), options, place)
     model = build_base(config, options, place)
     if policy.compute == "half" and policy.half_dtype == "float16":
         # Built in bf16 and converted on the host: in place on the card it would leave holes.

@@ -43,8 +43,6 @@ def check_job(
 _RUN: dict[str, tuple[object, ...]] = {
     "parallel": ("single", "ddp", "fsdp"),
     "offload": ("none", "cpu", "optimizer", "activations"),
-    "method": ("full", "lora", "dora", "ia3", "prefix", "prompt"),
-    "quantization": ("none",),
     "compile": (False,),
 }
 """What the loop runs for real; estimates answer more."""

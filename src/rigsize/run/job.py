@@ -93,7 +93,15 @@ def options_of(workload: Workload, strategy: Strategy) -> BuildOptions:
         loss=strategy.loss,
         unpadded=workload.padding == "unpadded",
         adapter=adapter_of(strategy),
+        quantization="" if strategy.stored_as == "none" else strategy.stored_as,
+        half_dtype=_half_dtype(strategy),
     )
+
+
+def _half_dtype(strategy: Strategy) -> str:
+    """bf16 weights are converted where they are loaded; quantised ones cannot be, later."""
+    half: str = strategy.policy.half_dtype
+    return half if strategy.stored_as != "none" and half != "float32" else "bfloat16"
 
 
 def step_recipe(job: Job) -> StepRecipe:

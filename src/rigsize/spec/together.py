@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rigsize.errors import UnsupportedCombination
+from rigsize.spec.quantization import check_quantization
 from rigsize.spec.strategy import PROMPT_METHODS, Strategy
 from rigsize.spec.workload import Workload
 
@@ -11,6 +12,7 @@ __all__ = ["check_together"]
 
 def check_together(workload: Workload, strategy: Strategy) -> None:
     """Raises UnsupportedCombination, naming what would work."""
+    check_quantization(workload, strategy)
     _check_precision(workload, strategy)
     _check_loss(workload, strategy)
     _check_unpadded(workload, strategy)
@@ -18,6 +20,13 @@ def check_together(workload: Workload, strategy: Strategy) -> None:
 
 
 def _check_precision(workload: Workload, strategy: Strategy) -> None:
+    if workload.training and strategy.stored_as != "none" and not strategy.policy.training:
+        raise UnsupportedCombination(
+            "precision",
+            strategy.precision,
+            "names weights for inference",
+            hint="--precision amp-bf16 with --method qlora or int8-lora",
+        )
     if workload.training and not strategy.policy.training:
         raise UnsupportedCombination(
             "precision",

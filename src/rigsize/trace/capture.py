@@ -22,6 +22,7 @@ from rigsize.trace.model import (
     named_tensors,
 )
 from rigsize.trace.profile import is_embedding
+from rigsize.trace.quantized import named_statistics, packed
 from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_additions
 
 
@@ -52,6 +53,27 @@ class Traced:
             tokens = host_tensors(self.model)
             for name, tensor in tokens.items():
                 tokens[name] = torch.empty_like(tensor, device="cpu")
+        if options.quantization:
+            self._settle()
+
+    def _settle(self) -> None:
+        """One forward pass: the first moves LLM.int8's scales, and casts biases for good."""
+        sizes = {"B": 2, "S": 8, "T": 8, "M": 8, "N": 16}
+        recorder = Recorder({}, number_layers(self.stacks), self.device.type)
+        with self.mode, recorder:
+            batch = make_batch(self.options, sizes, self.device, padded=False)
+            batch |= forward_arguments(self.config, self.options)
+            inference_step(self.model, batch, self._recipe(hold_output=False))
+        recorder.close()
+
+    def _recipe(self, *, hold_output: bool, saves_on_host: bool = False) -> StepRecipe:
+        return StepRecipe(
+            task=self.options.task,
+            device_type=self.device.type,
+            autocast_dtype=torch.bfloat16 if self.options.compute == "amp" else None,
+            hold_output=hold_output,
+            saves_on_host=saves_on_host,
+        )
 
     def record(
         self,
@@ -63,13 +85,7 @@ class Traced:
     ) -> RawTrace:
         """The events of one micro-step (training) or one forward pass (inference)."""
         options = self.options
-        recipe = StepRecipe(
-            task=options.task,
-            device_type=self.device.type,
-            autocast_dtype=torch.bfloat16 if options.compute == "amp" else None,
-            hold_output=hold_output,
-            saves_on_host=saves_on_host,
-        )
+        recipe = self._recipe(hold_output=hold_output, saves_on_host=saves_on_host)
         names = {module: name for name, module in self.model.named_modules()}
         recorder = Recorder(
             names,
@@ -104,7 +120,9 @@ class Traced:
 
     def _adopt(self, recorder: Recorder, batch: Mapping[str, Any]) -> None:
         for name, parameter in named_parameters(self.model):
-            recorder.adopt(parameter, f"parameter:{name}")
+            recorder.adopt(packed(parameter), f"parameter:{name}")
+        for name, tensor in named_statistics(self.model):
+            recorder.adopt(tensor, f"scale:{name}")
         for name, buffer in resident_buffers(self.model, self.device):
             recorder.adopt(buffer, f"buffer:{name}")
         for name, tensor in named_tensors(batch).items():

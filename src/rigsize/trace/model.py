@@ -14,7 +14,7 @@ import torch
 
 from rigsize.run import heads, packing
 from rigsize.spec.adapter import Adapter
-from rigsize.trace import profile
+from rigsize.trace import profile, quantized
 from rigsize.trace.adapters import adapt
 
 AUTO_CLASSES = {
@@ -29,8 +29,6 @@ ATTENTION_INTERFACES = {"sdpa": None, "eager": "eager", "flash": None}
 """None is transformers' own choice: SDPA where the family has it (DeBERTa, MPNet, BLOOM, Gemma 2
 have not), else eager. `flash` is SDPA with the kernel named in Program: same shapes, and no package
 to install."""
-
-DTYPES = {"fp32": torch.float32, "amp": torch.float32, "half": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +50,23 @@ class BuildOptions:
     """Whether their attention may be FlashAttention: not where a trace is for a card without."""
     adapter: Adapter | None = None
     """What peft adds; base weights are frozen then."""
+    quantization: str = ""
+    """How base weights are stored, one of `spec.strategy.QUANTIZATIONS`; empty for none."""
+    half_dtype: str = "bfloat16"
+    """Of 16-bit weights and products. In a trace bf16 stands for both, but where LLM.int8 has its
+    own fp16 beside them."""
     trust_remote_code: bool = False
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Of what is built."""
+        return self.product_dtype if self.compute == "half" else torch.float32
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        dtype: torch.dtype = getattr(torch, self.half_dtype)
+        return torch.float32 if self.compute == "fp32" else dtype
 
 
 def load_config(config: Mapping[str, Any], options: BuildOptions) -> Any:
@@ -83,7 +97,7 @@ def build_base(config: Any, options: BuildOptions, device: str = "meta") -> torc
     import transformers
 
     auto = getattr(transformers, AUTO_CLASSES[options.task])
-    dtype = DTYPES[options.compute]
+    dtype = options.weight_dtype
     with torch.device(device):
         model: torch.nn.Module = auto.from_config(
             config, attn_implementation=attention_interface(config, options), dtype=dtype
@@ -100,11 +114,22 @@ def attention_interface(config: Any, options: BuildOptions) -> str | None:
     return packing.register()
 
 
-def prepare(model: torch.nn.Module, options: BuildOptions) -> torch.nn.Module:
+def prepare(
+    model: torch.nn.Module, options: BuildOptions, device: str | None = None
+) -> torch.nn.Module:
     """What a run of these options needs of a base model that is built or loaded.
 
-    Recompute first: peft asks the model for it, and lets the embeddings' output require gradients.
+    Recompute before the adapter: peft asks the model for it, and lets the embeddings' output
+    require gradients. `device` is where quantised weights go one by one, and the rest with them.
     """
+    if options.quantization:
+        quantized.quantize(
+            model,
+            options.quantization,
+            options.product_dtype,
+            training=options.training,
+            device=device,
+        )
     if options.recompute:
         enable_recompute(model)
     if selects_rows(options):
@@ -157,14 +182,19 @@ def materialize(model: torch.nn.Module, device: torch.device) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if id(parameter) not in moved:
-                    empty = torch.empty_like(parameter, device=device)
-                    moved[id(parameter)] = torch.nn.Parameter(empty, parameter.requires_grad)
+                    moved[id(parameter)] = _moved(parameter, device)
                 module._parameters[name] = moved[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 if id(buffer) not in moved:
                     moved[id(buffer)] = torch.empty_like(buffer, device=device)
                 module._buffers[name] = moved[id(buffer)]
+
+
+def _moved(parameter: torch.nn.Parameter, device: torch.device) -> torch.nn.Parameter:
+    if quantized.is_quantized(parameter):
+        return quantized.move(parameter, device)
+    return torch.nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
 
 
 def make_batch(

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rigsize.trace.masks import KnownOnes, answered
 from rigsize.trace.ownership import counts_of_sole_owner, engine_may_add_into
+from rigsize.trace.taken_apart import kernels_of
 
 ALLOC, FREE, KERNEL, ATTENTION, ATTENTION_BACKWARD, GRADIENT = range(6)
 KIND_NAMES = ("alloc", "free", "kernel", "attention", "attention_backward", "gradient")
@@ -143,6 +144,7 @@ class Recorder(TorchDispatchMode):
         """Of what came back from the host: the storage that was sent there."""
         self._math_attention_since = -1
         self._ones = KnownOnes()
+        self._apart = kernels_of(device)
         self._sole_owner = counts_of_sole_owner()  # before the step: it runs a small one itself
 
     def set_phase(self, phase: str) -> None:
@@ -271,6 +273,10 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        kernel = self._apart.get(func.name())
+        if kernel is not None:
+            with self:  # what it is taken apart to is recorded in its place
+                return kernel(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor):
             self._record(func, args, kwargs or {}, (out,))
@@ -316,7 +322,8 @@ class Recorder(TorchDispatchMode):
         num_bytes = storage.nbytes()
         if name == "aten::native_layer_norm" and self.device == "cpu":
             num_bytes = _bytes_on_cpu(tensor, args)
-        event = self._append(ALLOC, self._follow(storage), name, num_bytes=num_bytes)
+        figures = SIZED[name](args) if name in SIZED else {}
+        event = self._append(ALLOC, self._follow(storage), name, num_bytes=num_bytes, **figures)
         if name == "aten::_to_copy" and args[0].untyped_storage()._cdata in self._packed:
             self._copy_of[event.storage] = self._packed[args[0].untyped_storage()._cdata]
         self._born_at[event.storage] = self._node_serial
@@ -420,6 +427,22 @@ ATTENTIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "rigsize::attention": _attention,
     "rigsize::packed_attention": _packed_attention,
 }
+
+
+def _product_4bit(args: Any) -> dict[str, Any]:
+    """Rows and the weight's shape; bytes an element, and whether the scales are packed too."""
+    values, _, (outputs, inputs), *_ = args
+    nested = len(args) > NESTED_SCALES and args[NESTED_SCALES] is not None
+    numbers = (values.numel() // inputs, outputs, inputs)
+    return {"numbers": numbers, "label": (values.itemsize, nested)}
+
+
+NESTED_SCALES = 7
+"""Of `bitsandbytes::gemm_4bit`'s arguments, `absmax_8bit`."""
+
+
+SIZED: dict[str, Callable[[Any], dict[str, Any]]] = {"bitsandbytes::gemm_4bit": _product_4bit}
+"""Operators with one output whose kernel depends on the size (`program.four_bit`)."""
 
 
 def _gemm(_args: Any, _kwargs: Any) -> tuple[str, tuple[int, ...]]:

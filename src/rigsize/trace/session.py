@@ -12,12 +12,14 @@ import torch
 
 from rigsize.errors import TraceFailed
 from rigsize.spec.adapter import Adapter
+from rigsize.spec.quantization import read_text
 from rigsize.trace.capture import Traced, named_parameters, resident_buffers
 from rigsize.trace.depth import Depth, reduce_depth
 from rigsize.trace.domains import label, sample_points, thresholds
 from rigsize.trace.fold import LengthDependent, NotFolded, fold, mismatch
 from rigsize.trace.model import BuildOptions, load_config, make_batch, named_tensors
 from rigsize.trace.profile import Body, Profile, Tensor, TraceKey
+from rigsize.trace.quantized import named_statistics, packed, shape_of
 from rigsize.trace.recorder import RawTrace
 from rigsize.trace.sizes import fit, monomials_at
 
@@ -47,6 +49,7 @@ class Session:
         warnings.filterwarnings("ignore", module="transformers")
         self.values, self.key = values, key
         self.max_positions = max_positions
+        stored_as, half_dtype = read_text(key.quantization)
         self.options = BuildOptions(
             task=key.task,
             compute=key.compute,
@@ -58,6 +61,8 @@ class Session:
             unpadded=bool(key.unpadded),
             flash=key.unpadded != "grid",
             adapter=Adapter.parse(key.adapter),
+            quantization=stored_as,
+            half_dtype=half_dtype,
         )
         self.full = load_config(values, self.options).to_dict()
         self.limits = thresholds(self.full, max_positions)
@@ -210,6 +215,10 @@ class Session:
             for name, parameter in named_parameters(traced.model)
         ]
         tensors += [
+            _tensor(f"scale:{name}", tensor, stacks, trainable=False)
+            for name, tensor in named_statistics(traced.model)
+        ]
+        tensors += [
             _tensor(f"buffer:{name}", buffer, stacks, trainable=False)
             for name, buffer in resident_buffers(traced.model, traced.device)
         ]
@@ -239,13 +248,14 @@ def _tensor(
 ) -> Tensor:
     group, start = 0, 1
     for path, depth in stacks:
-        match = re.match(rf"^(?:buffer:)?{re.escape(path)}\.(\d+)\.", name)
+        match = re.match(rf"^(?:\w+:)?{re.escape(path)}\.(\d+)\.", name)
         if match:
             group = start + int(match.group(1))
             name = name.replace(f"{path}.{match.group(1)}.", f"{path}.*.", 1)
         start += depth
-    size = ((tensor.numel() * tensor.itemsize, "1"),)
-    return Tensor(name, size, tuple(tensor.shape), tensor.itemsize, group, trainable)
+    held = packed(tensor)
+    size = ((held.numel() * held.itemsize, "1"),)
+    return Tensor(name, size, shape_of(tensor), held.itemsize, group, trainable)
 
 
 def versions() -> dict[str, str]:
