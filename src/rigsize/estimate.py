@@ -303,7 +303,7 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
 
 _ANSWERED: dict[str, tuple[object, ...]] = {
     "parallel": ("single", "ddp", "fsdp", "hsdp"),
-    "offload": ("none", "optimizer", "activations"),
+    "offload": ("none", "cpu", "optimizer", "activations"),
     "compile": (False,),
 }
 

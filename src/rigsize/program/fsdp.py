@@ -182,7 +182,7 @@ class FullySharded(Ranks):
         if group.all_reduce_input >= 0:
             self._let_go(step, group)
         if group.pending is not None:
-            self._free(step, group.pending)
+            self.free(step, group.pending)
             group.pending = None
         group.post_forward.clear()
 
@@ -197,18 +197,26 @@ class FullySharded(Ranks):
             return
         once = self._stays_whole(group)
         inputs = self.gather_inputs(step, group, once=once)
-        group.pending = self._alloc(
+        group.pending = self.alloc(
             step, group.gathered_bytes, BUFFERS, "all_gather", once=once, stream=COPY_IN
         )
         for buffer in inputs:
-            self._free(step, buffer)
+            self.free(step, buffer)
 
     def gather_inputs(self, step: MicroStep, group: Group, *, once: bool) -> list[Buffer]:
         """`_get_param_all_gather_inputs`: one flat tensor of all shards that are cast."""
         size = sum(p.input_bytes for p in group.parameters if p.casts)
         if not size:
             return []
-        return [self._alloc(step, size, BUFFERS, "cast_shards", once=once, stream=COPY_IN)]
+        return [self.alloc(step, size, BUFFERS, "cast_shards", once=once, stream=COPY_IN)]
+
+    def gather_input(
+        self, step: MicroStep, p: Sharded, *, once: bool, stream: int
+    ) -> Buffer | None:
+        """`FSDPParam.all_gather_inputs` of one parameter: its cast, where there is one."""
+        if not p.casts:
+            return None
+        return self.alloc(step, p.input_bytes, BUFFERS, "cast_shards", once=once, stream=stream)
 
     def _wait_for_unshard(self, step: MicroStep, group: Group) -> None:
         """`wait_for_unshard`: copies out; in forward the gathered tensor waits for the next one.
@@ -224,39 +232,37 @@ class FullySharded(Ranks):
             self._copy_whole(step, group, once=once)
             return
         group.unsharded = [
-            self._alloc(step, p.gathered_bytes, GATHERED, "copy_out", once=once)
+            self.alloc(step, p.gathered_bytes, GATHERED, "copy_out", once=once)
             for p in group.parameters
         ]
         if group.state == "forward":
             self._drop_held(step)
             self.held = gathered
         else:
-            self._free(step, gathered)
+            self.free(step, gathered)
 
     def _copy_whole(self, step: MicroStep, group: Group, *, once: bool) -> None:
         """One rank copies its own parameters, each cast alone; a name holds the last cast."""
         cast: Buffer | None = None
         for p in group.parameters:
-            previous, cast = cast, None
-            if p.casts:
-                cast = self._alloc(step, p.input_bytes, BUFFERS, "cast_shards", once=once)
+            previous, cast = cast, self.gather_input(step, p, once=once, stream=COMPUTE)
             if previous is not None:
-                self._free(step, previous)
+                self.free(step, previous)
             group.unsharded.append(
-                self._alloc(step, p.gathered_bytes, GATHERED, "copy_out", once=once)
+                self.alloc(step, p.gathered_bytes, GATHERED, "copy_out", once=once)
             )
         if cast is not None:
-            self._free(step, cast)
+            self.free(step, cast)
 
     def _reshard(self, step: MicroStep, group: Group) -> None:
         """`to_sharded`: the whole parameters' storages are resized to nothing."""
         for buffer in group.unsharded:
-            self._free(step, buffer)
+            self.free(step, buffer)
         group.unsharded = []
 
     def _drop_held(self, step: MicroStep) -> None:
         if self.held is not None:
-            self._free(step, self.held)
+            self.free(step, self.held)
             self.held = None
 
     def _stays_whole(self, group: Group) -> bool:
@@ -283,11 +289,15 @@ class FullySharded(Ranks):
             output_bytes, place("gradients", "FSDP.reduce_scatter", "backward"), REDUCE_SCATTER
         )
         output = self._in_own_type(step, group, output, output_bytes, itemsize, reduced)
+        self.take(step, group, output, reduced)
+        free_list(step, last)
+
+    def take(self, step: MicroStep, group: Group, output: int, reduced: Sequence[Sharded]) -> None:
+        """The shards' gradients are views of what was reduced."""
         for p in reduced:
             p.shard.gradient = output
         if group.all_reduce_input != output:
             step.keep(output)
-        free_list(step, last)
 
     def _in_own_type(
         self,
@@ -328,7 +338,7 @@ class FullySharded(Ranks):
 
     # -- storages ---------------------------------------------------------------------------
 
-    def _alloc(
+    def alloc(
         self,
         step: MicroStep,
         num_bytes: int,
@@ -338,11 +348,13 @@ class FullySharded(Ranks):
         once: bool,
         stream: int = COMPUTE,
     ) -> Buffer:
+        """A buffer, in every micro-step or in the first alone."""
         where = place(category, f"FSDP.{op}", step.phases[-1][1])
         make = step.alloc_once if once else step.alloc
         return Buffer(make(num_bytes, where, stream), once)
 
-    def _free(self, step: MicroStep, buffer: Buffer) -> None:
+    def free(self, step: MicroStep, buffer: Buffer) -> None:
+        """Frees what `alloc` made."""
         if buffer.storage < 0:
             return
         if buffer.once:

@@ -119,16 +119,24 @@ _WAYS = {
     "ddp": ("rigsize.program.ddp", "Ddp"),
     "fsdp": ("rigsize.program.fsdp", "FullySharded"),
     "hsdp": ("rigsize.program.fsdp", "FullySharded"),
+    "offloaded shards": ("rigsize.program.fsdp_offload", "OffloadedShards"),
     "in backward": ("rigsize.program.in_backward", "SteppedInBackward"),
 }
-"""Module and subclass by `--parallel`, and of an optimizer in backward; imported when asked for, as
-each imports this one."""
+"""Module and subclass by `--parallel`, of FSDP2 with its offload, and of an optimizer in backward;
+imported when asked for, as each imports this one."""
+
+
+def _way(strategy: Strategy, *, training: bool) -> str:
+    if strategy.optimizer_in_backward and training:
+        return "in backward"
+    if strategy.offload == "cpu" and strategy.parallel in ("fsdp", "hsdp"):
+        return "offloaded shards"
+    return strategy.parallel
 
 
 def ranks_of(strategy: Strategy, mesh: Mesh, *, device: Device, training: bool) -> Ranks:
     """The strategy's way of sharing the step."""
-    in_backward = strategy.optimizer_in_backward and training
-    kind = _WAYS.get("in backward" if in_backward else strategy.parallel)
+    kind = _WAYS.get(_way(strategy, training=training))
     if kind is not None and (training or strategy.parallel != "ddp"):
         module, name = kind
         chosen: type[Ranks] = getattr(importlib.import_module(module), name)
