@@ -55,7 +55,8 @@ def bisected(monkeypatch: pytest.MonkeyPatch, limit: int) -> tuple[int, int]:
     """The answer where batches up to `limit` fit, and how many were asked."""
     asked: list[int] = []
 
-    def fits(batch: int) -> bool:
+    def fits(_: Workload, strategy: Strategy) -> bool:
+        batch = strategy.micro_batch
         assert 1 <= batch <= MAX_BATCH
         asked.append(batch)
         return batch <= limit

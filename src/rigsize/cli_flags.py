@@ -63,8 +63,9 @@ _WHAT = (
     _flag("use", "USE", "inference, fine-tuning (the default) or pre-training."),
     _flag(
         "max-length",
-        "S",
-        "Tokens a text; by default 512 (decoders 1024), never more than the model's positions.",
+        "S|auto",
+        "Tokens a text; by default 512 (decoders 1024), never more than the model's positions."
+        " auto: the longest that fits.",
     ),
     _flag("max-target-length", "T", "Target tokens a text, seq2seq-lm only; --max-length else."),
     _flag(
@@ -79,8 +80,13 @@ _WHAT = (
         negatable=True,
     ),
     _flag("mask-share", "X", "Of a text's tokens that masked-lm predicts; 0.15 by default."),
-    _flag("prompt-length", "P", "Tokens of the prompt, inference of decoders; with a cache."),
-    _flag("max-new-tokens", "N", "Tokens to write behind the prompt."),
+    _flag(
+        "prompt-length",
+        "P|auto",
+        "Tokens that a decoder, or an encoder before it, reads (inference with a cache)."
+        " auto: the longest that fits.",
+    ),
+    _flag("max-new-tokens", "N", "Tokens to write behind the prompt; 20 where one is given."),
     _flag("examples", "N", "Texts an epoch; memory does not depend on it."),
     _flag("epochs", "N", "Epochs; memory does not depend on it."),
 )

@@ -28,7 +28,7 @@ from rigsize.spec.strategy import (
     QUANTIZATIONS,
     RECOMPUTES,
 )
-from rigsize.spec.workload import PADDINGS
+from rigsize.spec.workload import DEFAULT_NEW_TOKENS, PADDINGS, with_length
 from rigsize.units import format_bytes, parse_bytes
 
 __all__ = ["Job", "Settings", "Target", "number", "parse_job", "parse_target", "read_spec"]
@@ -100,6 +100,8 @@ class Job:
     strategy: Strategy
     """With a micro-batch of 1 where it is `auto`."""
     auto_batch: bool
+    auto_length: str | None = None
+    """The flag whose length is to be found: max-length or prompt-length."""
     global_batch: int | None
     """As asked for; the one that is run may be larger."""
 
@@ -169,6 +171,11 @@ def parse_job(settings: Settings, verb: str = "estimate") -> Job:
     strategy, auto, global_batch = _strategy(settings)
     workload = _workload(settings, name, source.config)
     strategy = _texts_of_budget(settings, workload, strategy)
+    auto_length = _auto_length(settings)
+    if auto and auto_length:
+        raise UnsupportedCombination(
+            auto_length, "auto", "the batch is auto already", hint="give one of the two"
+        )
     if not workload.training:
         _warn_training_only(settings)
         offload = strategy.offload if strategy.offload.startswith("cpu") else "none"
@@ -178,6 +185,7 @@ def parse_job(settings: Settings, verb: str = "estimate") -> Job:
         workload=workload,
         strategy=strategy,
         auto_batch=auto,
+        auto_length=auto_length,
         global_batch=global_batch if workload.training else None,
     )
 
@@ -243,19 +251,20 @@ def _workload(settings: Settings, name: str, config: Mapping[str, Any]) -> Workl
     task = settings.text("task")
     if task is None:
         task = settings.or_assumed("task", _usual_task(config, use))
-    length = settings.integer("max-length")
+    generation = _generation(settings, config, task)
+    length = generation.get("prompt_length") or _length(settings, "max-length")
     if length is None:
         length = int(settings.or_assumed("max-length", *_usual_length(config, task)))
-    target = settings.integer("max-target-length")
-    if task == "seq2seq-lm" and target is None:
+    target = None if generation else settings.integer("max-target-length")
+    if task == "seq2seq-lm" and target is None and not generation:
         settings.assumed.append(f"max-target-length {length}: as long as the input")
     if settings.text("padding") == "dynamic":
         settings.assumed.append("dynamic padding: a batch whose longest text has max-length tokens")
     optional: dict[str, Any] = {
         key: value
-        for key in ("num_labels", "examples", "epochs", "prompt_length", "max_new_tokens")
+        for key in ("num_labels", "examples", "epochs")
         if (value := settings.integer(key)) is not None
-    }
+    } | generation
     share = settings.text("mask-share")
     if share is not None:
         optional["mask_share"] = number("mask-share", share)
@@ -271,6 +280,39 @@ def _workload(settings: Settings, name: str, config: Mapping[str, Any]) -> Workl
         padding_in_batch=_pads(settings),
         **optional,
     )
+
+
+SHORTEST = 8
+"""Where the search for a length begins."""
+
+
+def _auto_length(settings: Settings) -> str | None:
+    """The flag that is `auto`."""
+    asked = [name for name in ("prompt-length", "max-length") if settings.text(name) == "auto"]
+    return asked[0] if asked else None
+
+
+def _length(settings: Settings, name: str) -> int | None:
+    return SHORTEST if settings.text(name) == "auto" else settings.integer(name)
+
+
+def _generation(settings: Settings, config: Mapping[str, Any], task: str) -> dict[str, int]:
+    """Lengths of prompt and answer where tokens are written; nothing where they are not."""
+    prompt, new = _length(settings, "prompt-length"), settings.integer("max-new-tokens")
+    if prompt is None and new is None:
+        return {}
+    if prompt is None:
+        prompt = _length(settings, "max-length")
+        if prompt is None:
+            prompt = int(settings.or_assumed("prompt-length", *_usual_length(config, task)))
+    elif settings.text("max-length") not in (None, str(prompt)):
+        settings.warnings.append("--max-length has no effect beside --prompt-length")
+    if settings.text("max-target-length") is not None:
+        settings.warnings.append("--max-target-length has no effect: --max-new-tokens are written")
+    if new is None:
+        why = "what transformers' generate writes where nothing is said"
+        new = int(settings.or_assumed("max-new-tokens", str(DEFAULT_NEW_TOKENS), why))
+    return {"prompt_length": prompt, "max_new_tokens": new}
 
 
 def _pads(settings: Settings) -> bool:
@@ -516,6 +558,14 @@ def settle_parallel(settings: Settings, job: Job, cluster: Cluster) -> Job:
         return job
     parallel = settings.or_assumed("parallel", "ddp", f"there are {cluster.devices:,} devices")
     return replace(job, strategy=replace(job.strategy, parallel=parallel))
+
+
+def settle_length(job: Job, cluster: Cluster, find: Callable[..., int]) -> tuple[Job, bool]:
+    """The job with its length found by `find` (`search.longest_context`), and whether any fits."""
+    if job.auto_length is None:
+        return job, True
+    found = find(job.source, job.workload, job.strategy, cluster)
+    return replace(job, workload=with_length(job.workload, max(1, found))), found > 0
 
 
 def settle_batch(job: Job, cluster: Cluster, find: Callable[..., int]) -> tuple[Job, bool]:

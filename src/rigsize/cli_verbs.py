@@ -15,6 +15,7 @@ from rigsize.cli_job import (
     parse_job,
     parse_target,
     settle_batch,
+    settle_length,
     settle_parallel,
 )
 from rigsize.errors import SpecError
@@ -70,18 +71,19 @@ def _answer(
     from rigsize.estimate import check_workload, estimate, profile_for
     from rigsize.report.answer import Answer
     from rigsize.report.explain import explain
-    from rigsize.search import largest_batch
+    from rigsize.search import largest_batch, longest_context
 
     auto, cluster = job.auto_batch, target.cluster
     check_workload(job.source, job.workload, job.strategy)
     with waiting(f"tracing {job.source.name}, which takes some seconds the first time"):
         job, any_fits = settle_batch(job, cluster, largest_batch)
+        job, any_length = settle_length(job, cluster, longest_context)
         profile = profile_for(job.source, job.workload, job.strategy, cluster.accelerator)
         found = estimate(job.source, job.workload, job.strategy, cluster, profile=profile)
     answer = Answer(
         estimate=found,
         assumed=tuple(assumed),
-        notes=tuple(_notes(job, target, auto, any_fits)),
+        notes=tuple(_notes(job, target, auto, any_fits and any_length)),
         requested_headroom_bytes=target.headroom_bytes,
         fail_over_bytes=target.fail_over_bytes,
         edits=_edits(found),
@@ -105,6 +107,10 @@ def _notes(job: Job, target: Target, auto: bool, any_fits: bool) -> Iterator[str
     micro = job.strategy.micro_batch
     if auto:
         yield f"the largest batch that fits: {micro}" if any_fits else "not even a batch of 1 fits"
+    if job.auto_length:
+        longest = job.workload.prompt_tokens
+        found = f"the longest {job.auto_length} that fits: {longest:,}, in steps of 8"
+        yield found if any_fits else "not even 8 tokens fit"
     total = micro * job.strategy.accumulation * mesh_of(job.strategy, target.cluster).ranks
     if job.global_batch is not None and total != job.global_batch:
         yield f"the global batch is {total:,}, not {job.global_batch:,}: whole micro-batches only"

@@ -5,7 +5,7 @@ One line of calls: profile (stored, cached or traced) -> Program -> replay -> Es
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,6 +19,7 @@ from rigsize.models import ModelSource, check_task, max_positions
 from rigsize.point import assumed_sizes, point_of
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
+from rigsize.program.generation import build_generation
 from rigsize.program.mesh import Mesh, mesh_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.adapter import adapter_of
@@ -182,7 +183,11 @@ def profile_for(
 ) -> Profile:
     """The profile of this run, by default at the sizes to be expected: stored or traced now."""
     key = key_for(source, workload, strategy, accelerator)
-    return find_profile(source, key, point or point_of(workload, strategy))
+    sizes = point or point_of(workload, strategy)
+    found = find_profile(source, key, sizes)
+    if not sizes.get("C"):
+        return found
+    return replace(found, decode=find_profile(source, replace(key, cache="decode"), sizes))
 
 
 def build(
@@ -195,7 +200,8 @@ def build(
     """The Program of one rank; nothing leaves a device that is the host itself."""
     if cluster.accelerator.is_cpu:
         strategy = replace(strategy, offload="none")
-    program = build_program(
+    make = build_generation if profile.key.cache else build_program
+    program = make(
         profile,
         point,
         strategy,
@@ -260,17 +266,24 @@ def trace_key(
         use="training" if training else "inference",
         compute=compute,
         attention="eager" if strategy.attention == "eager" else "sdpa",
-        padded=workload.padding_in_batch and not unpadded,
+        padded=_pads(workload, strategy),
         recompute=training and strategy.recompute == "block",
         device="accelerator" if on_gpu else "cpu",
         num_labels=workload.num_labels if classifies else 3,
         hold_output=strategy.hold_output or not training,
         loss=strategy.loss,
         unpadded=("flash" if flash else "grid") if unpadded else "",
+        cache="prefill" if workload.generates else "",
         adapter=adapter.traced(compute).text() if adapter else "",
         saves_on_host=training and on_gpu and strategy.offload == "activations",
         quantization=text_of(strategy),
     )
+
+
+def _pads(workload: Workload, strategy: Strategy) -> bool:
+    """One prompt alone is never padded; `generate` drops the mask then."""
+    alone = workload.generates and strategy.micro_batch == 1
+    return workload.padding_in_batch and workload.padding != "unpadded" and not alone
 
 
 def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) -> None:
@@ -279,10 +292,7 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
     _check_weights(source)
     longest = max_positions(source.config)
     before = strategy.virtual_tokens if strategy.method in PROMPT_METHODS else 0
-    for field, length in (
-        ("max-length", workload.max_length),
-        ("max-target-length", workload.max_target_length or 0),
-    ):
+    for field, length in _lengths(workload):
         if longest is not None and length + before > longest:
             raise SpecError(
                 field,
@@ -298,7 +308,19 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
             f"only seq2seq-lm has target tokens, the task is {workload.task}",
         )
     check_together(workload, strategy)
-    _refuse_later(workload, strategy)
+    _refuse_later(strategy)
+
+
+def _lengths(workload: Workload) -> Iterator[tuple[str, int]]:
+    """(flag, positions it takes)."""
+    if not workload.generates:
+        yield "max-length", workload.max_length
+        yield "max-target-length", workload.max_target_length or 0
+        return
+    prompt, new = workload.prompt_tokens, workload.new_tokens
+    encodes = workload.task == "seq2seq-lm"
+    yield "prompt-length", prompt
+    yield "max-new-tokens", new if encodes else prompt + new
 
 
 _ANSWERED: dict[str, tuple[object, ...]] = {
@@ -308,7 +330,7 @@ _ANSWERED: dict[str, tuple[object, ...]] = {
 }
 
 
-def _refuse_later(workload: Workload, strategy: Strategy) -> None:
+def _refuse_later(strategy: Strategy) -> None:
     for field, answered in _ANSWERED.items():
         value = getattr(strategy, field)
         if value not in answered:
@@ -318,10 +340,6 @@ def _refuse_later(workload: Workload, strategy: Strategy) -> None:
                 "not answered yet",
                 allowed=[str(value) for value in answered],
             )
-    for name in ("prompt_length", "max_new_tokens"):
-        value = getattr(workload, name)
-        if value is not None:
-            raise UnsupportedCombination(name.replace("_", "-"), value, "not answered yet")
 
 
 def _check_weights(source: ModelSource) -> None:
@@ -444,8 +462,17 @@ def describe_moment(program: Program, played: Replay) -> str:
     place = program.timeline.places[operation if operation >= 0 else ~operation]
     phase = {"optimizer": "optimizer step"}.get(peak.phase, peak.phase)
     where = f" in {place.module}" if place.module else ""
+    at = f"at {place.op or place.category}{where}"
+    if "end" in program.slices:
+        return f"{_pass_of(peak.slice)}, {at}"
     micro = ", a later micro-step" if peak.slice in ("accumulate", "last") else ""
-    return f"{phase} of step {peak.step + 1}{micro}, at {place.op or place.category}{where}"
+    return f"{phase} of step {peak.step + 1}{micro}, {at}"
+
+
+def _pass_of(name: str) -> str:
+    """A slice of `program.generation` in words."""
+    kind, _, keys = name.partition(".")
+    return f"decoding step with {int(keys):,} keys" if kind == "decode" else "prefill"
 
 
 def _parameters(source: ModelSource, program: Program) -> Parameters:

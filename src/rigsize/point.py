@@ -1,7 +1,8 @@
 """The sizes of a micro-batch: what a Workload and a Strategy say, and what is assumed beside it.
 
 Symbols as in `trace.sizes`: B texts, S the longest, T target tokens, N tokens of an unpadded row,
-M rows that the LM head reads. Estimate and measure take their batches from here.
+M rows that the LM head reads, C keys of the last decoding step. Estimate and measure take their
+batches from here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ __all__ = ["assumed_sizes", "point_of"]
 
 def point_of(workload: Workload, strategy: Strategy) -> dict[str, int]:
     """{B, S, T} of a micro-batch, with M and N where it has them."""
+    if workload.generates:
+        return _of_generation(workload, strategy)
     B, S = strategy.micro_batch, workload.max_length
     target = workload.max_target_length or 0
     if workload.task == "seq2seq-lm" and not target:
@@ -26,6 +29,14 @@ def point_of(workload: Workload, strategy: Strategy) -> dict[str, int]:
     if _reads_rows(workload, strategy):
         point["M"] = _rows(workload, strategy, point)
     return point
+
+
+def _of_generation(workload: Workload, strategy: Strategy) -> dict[str, int]:
+    """S tokens of the prompt and the C keys of the last decoding step, none for a single token."""
+    S, new = workload.prompt_tokens, workload.new_tokens
+    before = 1 if workload.task == "seq2seq-lm" else S  # the decoder starts from a token of its own
+    point = {"B": strategy.micro_batch, "S": S, "T": 0}
+    return point | {"C": before + new - 1} if new > 1 else point
 
 
 def _reads_rows(workload: Workload, strategy: Strategy) -> bool:
@@ -50,6 +61,11 @@ def assumed_sizes(workload: Workload, strategy: Strategy) -> tuple[str, ...]:
     """What `point_of` assumes of the texts, one line each."""
     point = point_of(workload, strategy)
     lines = []
+    if workload.generates:
+        lines.append(
+            f"greedy search by transformers' generate with a dynamic cache: {point['S']:,} tokens"
+            f" read, {workload.new_tokens:,} written, no text ends early"
+        )
     if "N" in point:
         whole = strategy.tokens_per_batch is None
         why = "every text of max-length" if whole else f"the longest {point['S']:,}"

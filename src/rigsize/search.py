@@ -17,12 +17,12 @@ from rigsize.estimate import (
     profile_for,
     with_batch,
 )
-from rigsize.models import ModelSource
+from rigsize.models import ModelSource, max_positions
 from rigsize.point import point_of
 from rigsize.program.mesh import mesh_of
 from rigsize.program.optimizer_sizes import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
-from rigsize.spec.workload import MAX_BATCH
+from rigsize.spec.workload import MAX_BATCH, MAX_LENGTH, with_length
 from rigsize.trace.profile import Profile
 from rigsize.trace.store import stored_profile
 
@@ -44,12 +44,38 @@ def largest_batch(
             "batch-size", "auto", "a budget of tokens sets the batch", hint="give one of the two"
         )
     fits = _fits(source, workload, strategy, cluster)
-    if not fits(1):
+    return _largest(lambda batch: fits(workload, with_batch(strategy, batch)), MAX_BATCH)
+
+
+LENGTH_STEP = 8
+"""Tokens: lengths that are multiples of it are one domain, and no kernel pads them."""
+
+
+def longest_context(
+    source: ModelSource, workload: Workload, strategy: Strategy, cluster: Cluster
+) -> int:
+    """The longest text, or prompt, whose replay fits, in steps of 8 tokens; 0 if 8 do not.
+
+    Not longer than the model's positions, less the tokens that are written behind a prompt.
+    """
+    fits = _fits(source, with_length(workload, LENGTH_STEP), strategy, cluster)
+
+    def length_fits(steps: int) -> bool:
+        return fits(with_length(workload, steps * LENGTH_STEP), strategy)
+
+    behind = workload.new_tokens if workload.generates and workload.task == "causal-lm" else 0
+    longest = (max_positions(source.config) or MAX_LENGTH) - behind
+    return _largest(length_fits, longest // LENGTH_STEP) * LENGTH_STEP
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, 0 for none, if whatever is smaller fits too."""
+    if most < 1 or not fits(1):
         return 0
     low, high = 1, 2
-    while high <= MAX_BATCH and fits(high):
+    while high <= most and fits(high):
         low, high = high, high * 2
-    high = min(high, MAX_BATCH + 1)
+    high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -58,14 +84,13 @@ def largest_batch(
 
 def _fits(
     source: ModelSource, workload: Workload, strategy: Strategy, cluster: Cluster
-) -> Callable[[int], bool]:
+) -> Callable[[Workload, Strategy], bool]:
     check_workload(source, workload, strategy)
-    known: list[Profile] = []  # one profile answers all batches of its domains
+    known: list[Profile] = []  # one profile answers all sizes of its domains
 
-    def fits(micro_batch: int) -> bool:
-        tried = with_batch(strategy, micro_batch)
+    def fits(workload: Workload, tried: Strategy) -> bool:
         point = point_of(workload, tried)
-        profile = next((p for p in known if p.body_at(point) is not None), None)
+        profile = next((p for p in known if p.covers(point)), None)
         if profile is None:
             profile = profile_for(source, workload, tried, cluster.accelerator, point)
             known.append(profile)

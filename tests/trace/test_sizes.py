@@ -79,11 +79,11 @@ def test_any_sum_of_two_monomials_is_recovered(first: str, second: str, a: int, 
 
 @given(st.dictionaries(st.sampled_from(sorted(MONOMIALS)), st.integers(-9, 9), max_size=4))
 def test_evaluate_is_the_sum(terms: dict[str, int]) -> None:
-    B, S, T, M, N = 3, 41, 17, 24, 99
-    values = monomials_at({"B": B, "S": S, "T": T, "M": M, "N": N})
+    B, S, T, M, N, C = 3, 41, 17, 24, 99, 77
+    values = monomials_at({"B": B, "S": S, "T": T, "M": M, "N": N, "C": C})
     expression = tuple((c, name) for name, c in terms.items())
     assert evaluate(expression, values) == sum(
-        c * MONOMIALS[name](B, S, T, M, N) for name, c in terms.items()
+        c * MONOMIALS[name](B, S, T, M, N, C) for name, c in terms.items()
     )
 
 

@@ -60,6 +60,8 @@ class Program:
     or `save_weight` (`torch.autograd.graph.save_on_cpu`)."""
     phase_starts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     """Per slice: (index, phase) where a phase begins, to name the moment of the peak."""
+    decoding: list[str] = field(default_factory=list)
+    """Of generation with a cache: the slices of its decoding steps (`program.generation`)."""
 
     def step(self, number: int) -> list[str]:
         """The slices of step `number` (from 0), micro-steps beyond the third left out.
@@ -68,7 +70,8 @@ class Program:
         them repeat it (`memory.replay` runs until reserved memory repeats).
         """
         if not self.training:
-            return ["first" if number == 0 else "micro"]
+            generates = [*self.decoding, "end"] if "end" in self.slices else []
+            return ["first" if number == 0 else "micro", *generates]
         names = ["first" if number == 0 else "micro"]
         if number == 1 and "second" in self.slices:
             names.insert(0, "second")
@@ -88,11 +91,13 @@ def build_program(
     vocabulary: int = 0,
 ) -> Program:
     """The Program of one rank at one size {B, S, T}; TraceFailed outside the proved domains."""
-    builder = _Builder(profile, point, strategy, environment, mesh, vocabulary)
+    builder = Builder(profile, point, strategy, environment, mesh, vocabulary)
     return builder.build()
 
 
-class _Builder:
+class Builder:
+    """Builds the Program of one rank, slice by slice."""
+
     def __init__(
         self,
         profile: Profile,
@@ -106,7 +111,7 @@ class _Builder:
         if body is None:
             raise TraceFailed("size", dict(point), "the profile was not proved for this size")
         self.profile, self.strategy, self.environment = profile, strategy, environment
-        self.body, self.mesh = body, mesh
+        self.body, self.mesh, self.point = body, mesh, point
         self.values = monomials_at(point)
         self.categories = Categories(profile, vocabulary)
         self.timeline = Timeline()
@@ -121,6 +126,7 @@ class _Builder:
         self.saved_on_host: dict[str, list[int]] = {}
 
     def build(self) -> Program:
+        """The whole Program."""
         lowered = Lowering(
             self.profile,
             self.body,

@@ -9,8 +9,8 @@ from rigsize.trace.profile import Event, Profile, is_embedding
 
 _ATTENTION = ("attn", "attention", "self_attn", "SelfAttention", "EncDecAttention")
 _FEED_FORWARD = ("mlp", "intermediate", "ffn", "feed_forward", "DenseReluDense", "fc1", "fc2")
-_POSITIONS = ("BS", "BT", "M", "M/8", "N", "S", "T")
-"""What a row of logits may belong to; of one text alone BS is S."""
+_POSITIONS = ("BS", "BT", "M", "M/8", "N", "S", "T", "B")
+"""What a row of logits may belong to; of one text alone BS is S; a cache needs the last alone."""
 _NORM = ("norm", "LayerNorm", "ln_")
 
 

@@ -31,7 +31,7 @@ from rigsize.program.timeline import Place
 from rigsize.trace.profile import Body, Event, Profile, Ref
 from rigsize.trace.sizes import evaluate
 
-ALLOC, FREE, GRADIENT, WORKSPACE, SAVE = range(5)
+ALLOC, FREE, GRADIENT, WORKSPACE, SAVE, CARRY = range(6)
 HALF_BYTES = 2
 SAVES = ("save", "save_weight")
 """Copies to the host that `save_on_cpu` makes, of a weight or of anything else."""
@@ -43,9 +43,10 @@ class Primitive:
 
     kind: int
     ref: Ref
-    """Storage for ALLOC, FREE and GRADIENT."""
+    """Storage for ALLOC, FREE, GRADIENT and CARRY."""
     name: str = ""
-    """GRADIENT: the parameter, with `*` for the layer. SAVE: what is copied to the host."""
+    """GRADIENT: the parameter, CARRY: what the next pass calls it, with `*` for the layer. SAVE:
+    what is copied to the host."""
     num_bytes: int = 0
     """WORKSPACE and SAVE: its size."""
     place: Place | None = None
@@ -152,8 +153,11 @@ class Lowering:
         )
 
     def _free(self, out: list[Primitive], event: Event, _phase: str, _group: int) -> None:
-        if event.ref is not None and event.ref[0] != "kept":
+        if event.ref is not None and (event.ref[0] != "kept" or is_state(event.ref)):
             out.append(Primitive(FREE, event.ref))
+
+    def _carry(self, out: list[Primitive], event: Event, _phase: str, _group: int) -> None:
+        out.append(Primitive(CARRY, _known(event.ref), event.label[0]))
 
     def _gradient(self, out: list[Primitive], event: Event, _phase: str, _group: int) -> None:
         out.append(Primitive(GRADIENT, _known(event.ref), event.label[0]))
@@ -334,6 +338,11 @@ class Lowering:
         members.sizes.append(size)
         members.places.append(place)
         return ("own", len(members.sizes) - 1)
+
+
+def is_state(ref: Ref) -> bool:
+    """Whether it is what the pass before left."""
+    return ref[0] == "kept" and str(ref[1]).startswith("state:")
 
 
 def _known(ref: Ref | None) -> Ref:

@@ -48,6 +48,7 @@ def estimate_document(answer: Answer) -> dict[str, Any]:
         "host": host_document(estimate),
         "time": _time(),
         "cost": unknown("usd", NOT_YET) | unknown("price_date", "no price was used"),
+        **_generation(answer),
         "fit": _fit(answer),
         "plan": _plan(answer),
         "parameters": estimate.parameters.model,
@@ -98,6 +99,23 @@ def _memory(answer: Answer) -> dict[str, Any]:
         "high_bytes": memory.high_bytes,
         "peak_moment": memory.peak_moment,
         "ledger": rows,
+    }
+
+
+def _generation(answer: Answer) -> dict[str, Any]:
+    """Prefill and decoding apart, where tokens are written."""
+    estimate = answer.estimate
+    if not estimate.workload.generates:
+        return {}
+    peaks = estimate.replay.phase_peaks
+    return {
+        "generation": {
+            "prompt_length": estimate.workload.prompt_tokens,
+            "max_new_tokens": estimate.workload.new_tokens,
+            "prefill_allocated_peak_bytes": peaks.get("prefill"),
+            "decode_allocated_peak_bytes": peaks.get("decode"),
+            "decoding_steps_replayed": len(estimate.program.decoding),
+        }
     }
 
 

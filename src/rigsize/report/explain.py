@@ -31,7 +31,13 @@ __all__ = [
 
 WIDTH, HEIGHT = 60, 8
 """Columns and rows of the chart."""
-_SHORT = {"forward": "fwd", "backward": "bwd", "optimizer": "opt"}
+_SHORT = {
+    "forward": "fwd",
+    "backward": "bwd",
+    "optimizer": "opt",
+    "prefill": "prefill",
+    "decode": "decode",
+}
 """Phases named under the chart; the others are a column wide."""
 MOST_MODULES = 20
 MOST_TENSORS = 10
@@ -150,8 +156,9 @@ class _Expressions:
     """Size expressions of the trace by module, operator and bytes."""
 
     def __init__(self, profile: Profile | None, point: Mapping[str, int]) -> None:
-        body = profile.body_at(point) if profile is not None else None
-        events = [e for t in body.templates for e in t] if body is not None else []
+        profiles = [p for p in (profile, profile and profile.decode) if p is not None]
+        bodies = [body for p in profiles if (body := p.body_at(point)) is not None]
+        events = [e for body in bodies for t in body.templates for e in t]
         self.values = monomials_at(point)
         self.by_place: dict[tuple[str, str], list[Event]] = {}
         for event in events:

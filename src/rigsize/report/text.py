@@ -37,6 +37,7 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
     yield _how(answer)
     yield ledger_table(answer)
     yield from host_text(answer.estimate)
+    yield from _passes(answer)
     yield _parameters(answer)
     if answer.estimate.fit.of_card == "does_not_fit":
         yield from _what_would_fit(answer)
@@ -106,6 +107,11 @@ def _how(answer: Answer) -> str:
     workload, strategy = estimate.workload, estimate.strategy
     target = f" -> {workload.max_target_length}" if workload.max_target_length else ""
     batch = f"batch {strategy.micro_batch} x {workload.max_length}{target} tokens"
+    if workload.generates:
+        batch = (
+            f"batch {strategy.micro_batch}, {workload.prompt_tokens:,} tokens read and"
+            f" {workload.new_tokens:,} written"
+        )
     if not workload.training:
         return f"  {batch}; {_bytes_per_parameter(answer)}; attention {strategy.attention}"
     ranks = estimate.program.mesh.ranks
@@ -150,6 +156,17 @@ def ledger_table(answer: Answer) -> Table:
     name = "allocated peak" if memory.device_peak_bytes is None else "device peak"
     made.add_row(name, format_bytes(total), "100.0 %", "")
     return made
+
+
+def _passes(answer: Answer) -> Iterator[str]:
+    """The allocated peaks of the two kinds of passes, where tokens are written."""
+    peaks = answer.estimate.replay.phase_peaks
+    if answer.estimate.workload.generates:
+        shown = [f"{name} {format_bytes(peaks[name])}" for name in _PASSES if name in peaks]
+        yield f"allocated peak by pass: {', '.join(shown)}"
+
+
+_PASSES = ("prefill", "decode")
 
 
 def _share(part: int, total: int) -> str:

@@ -17,6 +17,38 @@ def check_together(workload: Workload, strategy: Strategy) -> None:
     _check_loss(workload, strategy)
     _check_unpadded(workload, strategy)
     _check_virtual_tokens(workload, strategy)
+    _check_generation(workload, strategy)
+
+
+def _check_generation(workload: Workload, strategy: Strategy) -> None:
+    """Tokens are written by a decoder, without gradients, each text in a row of its own."""
+    if not workload.generates:
+        return
+    field = "prompt-length" if workload.prompt_length is not None else "max-new-tokens"
+    value = workload.prompt_length or workload.max_new_tokens
+    if workload.training:
+        raise UnsupportedCombination(
+            field, value, f"{workload.use} writes no tokens", nearest="--use inference"
+        )
+    if workload.task not in ("causal-lm", "seq2seq-lm"):
+        raise UnsupportedCombination(
+            field,
+            value,
+            f"only causal-lm and seq2seq-lm write tokens, the task is {workload.task}",
+            hint="without it one pass over max-length is answered",
+        )
+    if strategy.method != "full":
+        raise UnsupportedCombination(
+            "method",
+            strategy.method,
+            "generation through an adapter is not answered yet",
+            nearest="full",
+            hint="merged into the weights it takes no memory",
+        )
+    if workload.padding == "unpadded":
+        raise UnsupportedCombination(
+            "padding", "unpadded", "generate pads prompts on their left", allowed=("fixed",)
+        )
 
 
 def _check_precision(workload: Workload, strategy: Strategy) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rigsize.spec.checks import fraction, integer, one_of
 
@@ -20,6 +20,9 @@ PADDINGS = ("fixed", "dynamic", "unpadded")
 MAX_LENGTH = 10_000_000
 MAX_BATCH = 1_000_000
 MAX_LABELS = 1_000_000
+DEFAULT_NEW_TOKENS = 20
+"""`generate` without a length: `max_length` of transformers' GenerationConfig, 20 from 5.0 on
+counted behind the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,27 @@ class Workload:
         return self.task.endswith("-lm")
 
     @property
+    def generates(self) -> bool:
+        """Whether tokens are written, with a cache."""
+        return self.prompt_length is not None or self.max_new_tokens is not None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of a text before it is written on; the encoder's where there is one."""
+        return self.prompt_length or self.max_length
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens written for each text."""
+        return self.max_new_tokens or DEFAULT_NEW_TOKENS
+
+    @property
     def training(self) -> bool:
         """Whether the step has a backward pass."""
         return self.use != "inference"
+
+
+def with_length(workload: Workload, tokens: int) -> Workload:
+    """The same with texts, or prompts, of another length."""
+    prompt = tokens if workload.prompt_length is not None else None
+    return replace(workload, max_length=tokens, prompt_length=prompt)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rigsize.errors import TraceFailed
+from rigsize.run.generation import Generation, Held
 from rigsize.run.step import StepRecipe, inference_step, micro_step
 from rigsize.trace import fake_accelerator
 from rigsize.trace.adapters import host_tensors
@@ -24,6 +26,12 @@ from rigsize.trace.model import (
 from rigsize.trace.profile import is_embedding
 from rigsize.trace.quantized import named_statistics, packed
 from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_additions
+
+DECODED_BEFORE = 2
+"""Tokens of a decoding step's keys that are no prompt: its own, and one decoded before it."""
+
+
+def _nothing(_phase: str) -> None: ...
 
 
 class Traced:
@@ -61,7 +69,8 @@ class Traced:
         sizes = {"B": 2, "S": 8, "T": 8, "M": 8, "N": 16}
         recorder = Recorder({}, number_layers(self.stacks), self.device.type)
         with self.mode, recorder:
-            batch = make_batch(self.options, sizes, self.device, padded=False)
+            options = replace(self.options, generates=False)
+            batch = make_batch(options, sizes, self.device, padded=False)
             batch |= forward_arguments(self.config, self.options)
             inference_step(self.model, batch, self._recipe(hold_output=False))
         recorder.close()
@@ -86,13 +95,7 @@ class Traced:
         """The events of one micro-step (training) or one forward pass (inference)."""
         options = self.options
         recipe = self._recipe(hold_output=hold_output, saves_on_host=saves_on_host)
-        names = {module: name for name, module in self.model.named_modules()}
-        recorder = Recorder(
-            names,
-            number_layers(self.stacks),
-            self.device.type,
-            saves_on_host=saves_on_host,
-        )
+        recorder = self._recorder(saves_on_host=saves_on_host)
         with self.mode:
             batch = make_batch(options, sizes, self.device, padded=padded)
             self._adopt(recorder, batch)
@@ -117,6 +120,67 @@ class Traced:
                 self.model.zero_grad(set_to_none=True)
                 clear_weight_casts()
         return join_additions(recorder.trace)
+
+    def record_generation(self, sizes: Mapping[str, int], cache: str, *, padded: bool) -> RawTrace:
+        """The events of `prefill` over S tokens, or of one `decode` step that attends to C keys.
+
+        Before that step the model has read all tokens but two and decoded one, so that its cache
+        is what it is in the middle of a text.
+        """
+        decodes = cache == "decode"
+        with self.mode:
+            batch = make_batch(self.options, self._prompt(sizes, cache), self.device, padded=padded)
+            generation = Generation(
+                self.model,
+                batch,
+                self._recipe(hold_output=True),
+                target_length=sizes["C"] - DECODED_BEFORE if decodes else 1,
+            )
+            if decodes:
+                generation.prefill(_nothing)
+                generation.decode(_nothing)
+            recorder = self._recorder()
+            self._adopt(recorder, {} if decodes else batch)
+            for held in generation.held() if decodes else ():
+                recorder.adopt_state(held.name, self._group(held), held.tensor)
+            try:
+                with recorder.watch_modules(), recorder:
+                    step = generation.decode if decodes else generation.prefill
+                    step(recorder.set_phase)
+                self._carry(recorder, generation)
+            finally:
+                recorder.close()
+                clear_weight_casts()
+        return join_additions(recorder.trace)
+
+    def _prompt(self, sizes: Mapping[str, int], cache: str) -> Mapping[str, int]:
+        """A decoder's prompt is all that a decoding step does not add."""
+        if cache == "prefill" or self.options.task == "seq2seq-lm":
+            return sizes
+        return {**sizes, "S": sizes["C"] - DECODED_BEFORE}
+
+    def _carry(self, recorder: Recorder, generation: Generation) -> None:
+        """Layer by layer, as tiling wants it; what two names share is told once."""
+        found: dict[int, tuple[int, str, torch.Tensor]] = {}
+        for held in generation.held():
+            storage = recorder.storage_of(held.tensor)
+            known = recorder.trace.persistent.get(storage, "")
+            if not known or known.startswith("state:"):
+                found.setdefault(storage, (self._group(held), held.name, held.tensor))
+        for group, name, tensor in sorted(found.values(), key=lambda item: item[0]):
+            recorder.carry(name, group, tensor)
+
+    def _group(self, held: Held) -> int:
+        """The traced layer that a part of the cache belongs to: those of the last stack."""
+        if held.layer < 0 or not self.stacks:
+            return 0
+        before = sum(len(layers) for _, layers in self.stacks[:-1])
+        return before + held.layer + 1 if held.layer < len(self.stacks[-1][1]) else 0
+
+    def _recorder(self, *, saves_on_host: bool = False) -> Recorder:
+        names = {module: name for name, module in self.model.named_modules()}
+        layers = number_layers(self.stacks)
+        return Recorder(names, layers, self.device.type, saves_on_host=saves_on_host)
 
     def _adopt(self, recorder: Recorder, batch: Mapping[str, Any]) -> None:
         for name, parameter in named_parameters(self.model):

@@ -129,7 +129,10 @@ def main(folder: Path) -> int:
 
 
 def trace(config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int]) -> bytes:
-    """The packed profile of a size's domain, or of that size alone where no domain holds."""
+    """The packed profile of a size's domain, or of that size alone where no domain holds.
+
+    Texts grow through all domains of decoding steps, so these are traced together.
+    """
     from rigsize.models import max_positions
     from rigsize.trace.domains import exact_label
     from rigsize.trace.profile import pack
@@ -137,9 +140,9 @@ def trace(config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int]) ->
 
     session = Session(config, key, max_positions(config))
     try:
-        return pack(session.profile([session.domain_of(point)]))
+        return pack(session.profile(session.domains_of(point)))
     except LengthMatters:
-        return pack(session.profile([exact_label(point)]))
+        return pack(session.profile([exact_label(key.point(point))]))
 
 
 def _explain(error: Exception) -> dict[str, str]:

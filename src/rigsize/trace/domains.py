@@ -3,14 +3,17 @@
 Batch 1 is another graph in most decoders; lengths that are no multiple of 8 pad their masks; past
 a sliding window another mask is made. A label names the cell of this grid a size falls in.
 
+A step that decodes one token has no length but that of its keys, C, aligned or not: `bN.c.0` to the
+first window, `bN.c.1` past it.
+
 One token is a domain of its own, one selected row too, and so is any size of a model whose events
-depend on the length (Mamba's reference loop over positions): a label `at.B.S.T`, with M and N where
-there are any, is proved for that size alone.
+depend on the length (Mamba's reference loop over positions): a label `at.B.S.T`, with M, N and C
+where there are any, is proved for that size alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +35,8 @@ _UNALIGNED = {
     "T": (29, 45, 83, 51, 19, 59, 35, 11, 67, 9, 5, 3),
 }
 LONG = 4096
+LEAST_KEYS = 3
+"""Of a traced decoding step: two steps before it have made the cache what it stays."""
 _BATCHES = (2, 3, 5, 4, 7)
 _REAL = (0.41, 0.73, 0.57, 0.35, 0.64, 0.83, 0.47, 0.29, 0.69, 0.53, 0.38, 0.77)
 """Share of real tokens in the texts behind the longest: N lies between S and B * S."""
@@ -51,10 +56,16 @@ class Varied:
     """M is a multiple of CHUNKS."""
     unpadded: bool = False
     """N, tokens of all texts together; S is the longest of these."""
+    decodes: bool = False
+    """C, keys of a step that decodes a token."""
+    encodes: bool = False
+    """S beside C: the encoder's tokens."""
 
     def count(self, name: str) -> int:
         """How many sizes vary in a domain; a lone unpadded text has N = S."""
         alone = name.startswith("b1.")
+        if self.decodes:
+            return 1 + (not alone) + self.encodes
         return 1 + (not alone) + self.target + self.rows + (self.unpadded and not alone)
 
     def point(self, B: int, S: int, index: int) -> dict[str, int]:
@@ -70,17 +81,29 @@ class Varied:
         return point
 
 
-def thresholds(config: Mapping[str, Any], max_positions: int | None) -> tuple[int, ...]:
-    """Lengths past which the model takes another path, ascending."""
+def thresholds(
+    config: Mapping[str, Any], max_positions: int | None, *, cached: bool = False
+) -> tuple[int, ...]:
+    """Lengths past which the model takes another path, ascending.
+
+    With a cache a window is left as soon as it is full: `_ignore_causal_mask_sdpa` of
+    transformers' masking_utils, and `DynamicSlidingWindowLayer`, which keeps one key less.
+    """
     limit = max_positions or 1 << 62
     if config.get("use_sliding_window") is False:
         config = {k: v for k, v in config.items() if k != "sliding_window"}
     found = {config.get(name) for name in THRESHOLDS}
+    if cached:
+        found = {t - 1 if isinstance(t, int) else t for t in found}
     return tuple(sorted(t for t in found if isinstance(t, int) and 0 < t < limit))
 
 
 def label(point: Mapping[str, int], limits: tuple[int, ...]) -> str:
     """The domain a size falls in: `bN.s8.0`."""
+    if point.get("C"):
+        return (
+            f"{'b1' if point['B'] == 1 else 'bN'}.c.{sum(limit < point['C'] for limit in limits)}"
+        )
     B, S, T = point["B"], point["S"], point.get("T", 0)
     if S == 1 or T == 1 or point.get("M", 0) == 1:
         return exact_label(point)
@@ -90,9 +113,10 @@ def label(point: Mapping[str, int], limits: tuple[int, ...]) -> str:
 
 def exact_label(point: Mapping[str, int]) -> str:
     """The domain of one size alone: `at.2.1.0`, with rows and unpadded tokens `at.2.9.0.3.14`."""
-    numbers = [point["B"], point["S"], point.get("T", 0)]
-    if point.get("M") or point.get("N"):
+    numbers = [point["B"], point.get("S", 0), point.get("T", 0)]
+    if point.get("M") or point.get("N") or point.get("C"):
         numbers += [point.get("M", 0), point.get("N", 0)]
+    numbers += [point["C"]] if point.get("C") else []
     return ".".join(["at", *map(str, numbers)])
 
 
@@ -106,9 +130,14 @@ def possible_labels(point: Mapping[str, int]) -> list[str]:
 
 
 def all_labels(limits: tuple[int, ...]) -> list[str]:
-    """Every domain, the most used first."""
+    """Every domain of whole texts, the most used first."""
     cells = ("bN.s8", "b1.s8", "bN.sx", "b1.sx")
     return [f"{cell}.{n}" for n in range(len(limits) + 1) for cell in cells]
+
+
+def decode_labels(limits: tuple[int, ...], batches: Sequence[str] = ("bN", "b1")) -> list[str]:
+    """Every domain of decoding steps: a text grows through all of them."""
+    return [f"{batch}.c.{n}" for batch in batches for n in range(len(limits) + 1)]
 
 
 def sample_points(
@@ -118,6 +147,8 @@ def sample_points(
     if name.startswith("at."):
         return [_exact_point(name)]
     batch, alignment, _ = name.split(".")
+    if alignment == "c":
+        return _decode_points(name, limits, max_positions, varied, count=count)
     table = _ALIGNED if alignment == "s8" else _UNALIGNED
     low, high = _bounds(name, limits, max_positions)
     shift = -(-low // 8) * 8
@@ -127,6 +158,22 @@ def sample_points(
         point = varied.point(1 if batch == "b1" else _BATCHES[index % 5], length, index)
         if varied.target:
             point["T"] = table["T"][index]
+        points.append(point)
+    return points
+
+
+def _decode_points(
+    name: str, limits: tuple[int, ...], max_positions: int | None, varied: Varied, *, count: int
+) -> list[dict[str, int]]:
+    """Aligned and unaligned numbers of keys in turn; the encoder's tokens are other numbers."""
+    low, high = _bounds(name, limits, max_positions)
+    mixed = [c for pair in zip(_UNALIGNED["S"], _ALIGNED["S"], strict=True) for c in pair]
+    keys = [c + low for c in mixed if LEAST_KEYS <= c + low <= high]
+    points = []
+    for index, length in enumerate(keys[:count]):
+        point = {"B": 1 if name.startswith("b1.") else _BATCHES[index % 5], "C": length}
+        if varied.encodes:
+            point["S"] = _UNALIGNED["T"][index] + 2
         points.append(point)
     return points
 

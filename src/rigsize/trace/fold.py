@@ -167,6 +167,7 @@ def give_back_layer_deaths(trace: RawTrace, stacks: Sequence[tuple[str, int]]) -
     the first or last layers alone (a loop's variable goes) stay where they are.
     """
     owner = {e.storage: e.group for e in trace.events if e.kind in (ALLOC, ATTENTION)}
+    owner |= trace.persistent_groups
     layers, start = [], 1
     for _, depth in stacks:
         layers.append(range(start, start + depth))
@@ -256,7 +257,7 @@ class _Namer:
             self.ends.append((len(self.stack_of), len(self.stack_of) + depth - 1))
             self.stack_of.extend([number] * depth)
             self.patterns.append((re.compile(rf"^{re.escape(path)}\.\d+"), f"{path}.*"))
-        self.kept = trace.persistent
+        self.kept, self.kept_in = trace.persistent, trace.persistent_groups
         self.births = [0] * len(self.stack_of)
         self.where: dict[int, tuple[int, int]] = {}
         for event in trace.events:
@@ -274,6 +275,8 @@ class _Namer:
         if storage < 0:
             return None
         if storage in self.kept:
+            if self.kept_in.get(storage, group) != group:
+                raise NotFolded(f"layer {group} ends what the pass before left in another")
             return ("kept", self.kept[storage])
         if storage not in self.where:
             raise NotFolded("a storage died that was never born")

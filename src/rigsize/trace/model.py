@@ -56,6 +56,8 @@ class BuildOptions:
     """Of 16-bit weights and products. In a trace bf16 stands for both, but where LLM.int8 has its
     own fp16 beside them."""
     trust_remote_code: bool = False
+    generates: bool = False
+    """Inference with a cache: the decoder starts from its own first token."""
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -234,7 +236,7 @@ def make_batch(
         batch["positions"], labels = tokens(read), (read,)
     if options.training:
         batch["labels"] = tokens(*labels)
-    elif options.task == "seq2seq-lm":
+    elif options.task == "seq2seq-lm" and not options.generates:
         batch["decoder_input_ids"] = tokens(B, T)
     return batch
 

@@ -9,7 +9,7 @@ and their ordinal there, so that a template reads the same in every layer:
     ("global", n)        of group 0
     ("near", d, n)       of the layer d places away in the same stack
     ("end", k, e, d, n)  of the layer d places from the first (e=0) or last (e=1) of stack k
-    ("kept", name)       a parameter, buffer or input
+    ("kept", name)       a parameter, buffer or input, or what the pass before left (`state:NAME`)
 """
 
 from __future__ import annotations
@@ -69,12 +69,22 @@ class TraceKey:
     @property
     def varied(self) -> Varied:
         """What varies in its batches; a classifier of unpadded texts reads one row a text."""
+        encodes = self.task == "seq2seq-lm"
         return Varied(
-            target=self.task == "seq2seq-lm",
+            target=encodes and not self.cache,  # the first pass with a cache writes one token
             rows=self.selects_rows and self.task.endswith("-lm"),
             chunked=self.loss == "chunked",
             unpadded=bool(self.unpadded),
+            decodes=self.cache == "decode",
+            encodes=encodes and self.cache == "decode",
         )
+
+    def point(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The sizes of a run as its trace has them: a cache's length is of decoding steps alone."""
+        dropped = {"prefill": ("C", "T"), "decode": ("T",)}.get(self.cache, ())
+        if self.cache == "decode" and self.task != "seq2seq-lm":
+            dropped = ("S", "T")
+        return {name: size for name, size in sizes.items() if name not in dropped}
 
     def text(self) -> str:
         """A file name; what is as it was before `loss` and `unpadded` existed is named as then."""
@@ -115,7 +125,7 @@ class Event:
     """One event of a template."""
 
     kind: str
-    """alloc, free, kernel, attention, attention_backward or gradient."""
+    """alloc, free, kernel, attention, attention_backward, gradient or carry."""
     ref: Ref | None
     op: str = ""
     module: str = ""
@@ -171,9 +181,17 @@ class Profile:
     """Domain label (`trace.domains`) to index in `bodies`."""
     limits: tuple[int, ...]
     """Lengths past which the model takes another path (`trace.domains.thresholds`)."""
+    decode: Profile | None = None
+    """Of a prefill: the decoding steps behind it, which are traced and stored apart."""
+
+    def covers(self, point: Mapping[str, int]) -> bool:
+        """Whether all that a run of this size goes through is proved."""
+        behind = self.decode is None or self.decode.body_at(point) is not None
+        return behind and self.body_at(point) is not None
 
     def body_at(self, point: Mapping[str, int]) -> Body | None:
-        """The body proved for a size {B, S, T, M, N}; None outside the proved domains."""
+        """The body proved for a size {B, S, T, M, N, C}; None outside the proved domains."""
+        point = self.key.point(point)
         index = self.domains.get(label(point, self.limits))
         if index is None:
             index = self.domains.get(exact_label(point))

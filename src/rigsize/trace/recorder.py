@@ -24,8 +24,8 @@ from rigsize.trace.masks import KnownOnes, answered
 from rigsize.trace.ownership import counts_of_sole_owner, engine_may_add_into
 from rigsize.trace.taken_apart import kernels_of
 
-ALLOC, FREE, KERNEL, ATTENTION, ATTENTION_BACKWARD, GRADIENT = range(6)
-KIND_NAMES = ("alloc", "free", "kernel", "attention", "attention_backward", "gradient")
+ALLOC, FREE, KERNEL, ATTENTION, ATTENTION_BACKWARD, GRADIENT, CARRY = range(7)
+KIND_NAMES = ("alloc", "free", "kernel", "attention", "attention_backward", "gradient", "carry")
 
 LEAF_SEQUENCE_NUMBER = 1 << 62
 """AccumulateGrad nodes carry the largest sequence number there is, to run as early as possible."""
@@ -60,7 +60,10 @@ class RawTrace:
 
     events: list[RawEvent] = field(default_factory=list)
     persistent: dict[int, str] = field(default_factory=dict)
-    """Storages that lived before the step: id to `parameter:NAME`, `buffer:NAME`, `input:NAME`."""
+    """Storages that lived before the step: id to `parameter:NAME`, `buffer:NAME`, `input:NAME`,
+    `state:NAME`."""
+    persistent_groups: dict[int, int] = field(default_factory=dict)
+    """The layer of each of them that a pass before left in it."""
     persistent_bytes: dict[int, int] = field(default_factory=dict)
 
 
@@ -238,6 +241,18 @@ class Recorder(TorchDispatchMode):
             number = self._follow(storage)
             self.trace.persistent[number] = label
             self.trace.persistent_bytes[number] = storage.nbytes()
+
+    def adopt_state(self, name: str, group: int, tensor: torch.Tensor) -> None:
+        """What the pass before left; `group` is its layer, 0 outside. Views count once."""
+        if self.storage_of(tensor) < 0:
+            self.adopt(tensor, f"state:{name}")
+            self.trace.persistent_groups[self.storage_of(tensor)] = group
+
+    def carry(self, name: str, group: int, tensor: torch.Tensor) -> None:
+        """Marks what the next pass will know as `name`."""
+        self.trace.events.append(
+            RawEvent(CARRY, self.storage_of(tensor), group, "carry", label=(f"state:{name}",))
+        )
 
     def storage_of(self, tensor: torch.Tensor | None) -> int:
         """The id of a live tensor's storage, -1 if it was never seen."""

@@ -15,7 +15,7 @@ from rigsize.spec.adapter import Adapter
 from rigsize.spec.quantization import read_text
 from rigsize.trace.capture import Traced, named_parameters, resident_buffers
 from rigsize.trace.depth import Depth, reduce_depth
-from rigsize.trace.domains import label, sample_points, thresholds
+from rigsize.trace.domains import decode_labels, label, sample_points, thresholds
 from rigsize.trace.fold import LengthDependent, NotFolded, fold, mismatch
 from rigsize.trace.model import BuildOptions, load_config, make_batch, named_tensors
 from rigsize.trace.profile import Body, Profile, Tensor, TraceKey
@@ -63,9 +63,10 @@ class Session:
             adapter=Adapter.parse(key.adapter),
             quantization=stored_as,
             half_dtype=half_dtype,
+            generates=bool(key.cache),
         )
         self.full = load_config(values, self.options).to_dict()
-        self.limits = thresholds(self.full, max_positions)
+        self.limits = thresholds(self.full, max_positions, cached=bool(key.cache))
         self._traced: tuple[Depth, Traced] | None = None
         adapter = self.options.adapter
         self._radius = FIRST_RADIUS.get(adapter.method, 1) if adapter else 1
@@ -139,6 +140,8 @@ class Session:
         """One concrete trace; `full_depth` traces every layer (for proofs)."""
         traced = self._whole() if full_depth else self._model()[1]
         key = self.key
+        if key.cache:
+            return traced.record_generation(point, key.cache, padded=key.padded)
         return traced.record(
             point,
             padded=key.padded,
@@ -148,7 +151,13 @@ class Session:
 
     def domain_of(self, point: Mapping[str, int]) -> str:
         """The domain a size falls in."""
-        return label(point, self.limits)
+        return label(self.key.point(point), self.limits)
+
+    def domains_of(self, point: Mapping[str, int]) -> list[str]:
+        """The domains that a run of this size goes through."""
+        if self.key.cache != "decode":
+            return [self.domain_of(point)]
+        return decode_labels(self.limits, ["b1" if point["B"] == 1 else "bN"])
 
     def _points(self, name: str) -> list[dict[str, int]]:
         varied = self.key.varied
@@ -225,6 +234,8 @@ class Session:
         return (*tensors, *self._inputs(points))
 
     def _inputs(self, points: list[dict[str, int]]) -> list[Tensor]:
+        if self.key.cache == "decode":
+            return []  # what it reads, the pass before has left
         values = [monomials_at(p) for p in points]
         made = (make_batch(self.options, p, "meta", padded=self.key.padded) for p in points)
         batches = [named_tensors(batch) for batch in made]

@@ -1,7 +1,8 @@
 """Sizes as expressions in the batch: fitted to sampled traces, exact or refused.
 
 Symbols: B texts, S tokens a text, T target tokens (sequence-to-sequence only), M rows that the
-head reads, N tokens of an unpadded row; what a run has not is 0. An expression is a sum of integer
+head reads, N tokens of an unpadded row, C keys that a decoding step attends to, its own with them;
+what a run has not is 0. An expression is a sum of integer
 multiples of monomials; nearly every storage of a transformer is one monomial. A fit has as few
 terms as possible and must hold at every sampled point, so a single term is proved by all points but
 one. No torch here.
@@ -12,35 +13,41 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-MONOMIALS: dict[str, Callable[[int, int, int, int, int], int]] = {
-    "1": lambda B, S, T, M, N: 1,
-    "B": lambda B, S, T, M, N: B,
-    "S": lambda B, S, T, M, N: S,
-    "BS": lambda B, S, T, M, N: B * S,
-    "BSS": lambda B, S, T, M, N: B * S * S,
-    "SS": lambda B, S, T, M, N: S * S,
-    "BB": lambda B, S, T, M, N: B * B,
-    "T": lambda B, S, T, M, N: T,
-    "BT": lambda B, S, T, M, N: B * T,
-    "BTT": lambda B, S, T, M, N: B * T * T,
-    "BST": lambda B, S, T, M, N: B * S * T,
-    "TT": lambda B, S, T, M, N: T * T,
-    "ST": lambda B, S, T, M, N: S * T,
+MONOMIALS: dict[str, Callable[[int, int, int, int, int, int], int]] = {
+    "1": lambda B, S, T, M, N, C: 1,
+    "B": lambda B, S, T, M, N, C: B,
+    "S": lambda B, S, T, M, N, C: S,
+    "BS": lambda B, S, T, M, N, C: B * S,
+    "BSS": lambda B, S, T, M, N, C: B * S * S,
+    "SS": lambda B, S, T, M, N, C: S * S,
+    "BB": lambda B, S, T, M, N, C: B * B,
+    "T": lambda B, S, T, M, N, C: T,
+    "BT": lambda B, S, T, M, N, C: B * T,
+    "BTT": lambda B, S, T, M, N, C: B * T * T,
+    "BST": lambda B, S, T, M, N, C: B * S * T,
+    "TT": lambda B, S, T, M, N, C: T * T,
+    "ST": lambda B, S, T, M, N, C: S * T,
     # Kernels and masks that pad a length: to 8 elements, to 64 or 128 positions.
-    "B.S8": lambda B, S, T, M, N: B * _up(S, 8),
-    "BS.S8": lambda B, S, T, M, N: B * S * _up(S, 8),
-    "B.S64": lambda B, S, T, M, N: B * _up(S, 64),
-    "B.S128": lambda B, S, T, M, N: B * _up(S, 128),
-    "B.S128.S128": lambda B, S, T, M, N: B * _up(S, 128) ** 2,
+    "B.S8": lambda B, S, T, M, N, C: B * _up(S, 8),
+    "BS.S8": lambda B, S, T, M, N, C: B * S * _up(S, 8),
+    "B.S64": lambda B, S, T, M, N, C: B * _up(S, 64),
+    "B.S128": lambda B, S, T, M, N, C: B * _up(S, 128),
+    "B.S128.S128": lambda B, S, T, M, N, C: B * _up(S, 128) ** 2,
     # A piece of the chunked loss, which pads the rows to pieces of one length; before the rows as
     # a whole, because a piece's bytes are often whole multiples of them.
-    "M/8": lambda B, S, T, M, N: 0 if M % CHUNKS else M // CHUNKS,
-    "M": lambda B, S, T, M, N: M,
-    "N": lambda B, S, T, M, N: N,
+    "M/8": lambda B, S, T, M, N, C: 0 if M % CHUNKS else M // CHUNKS,
+    "M": lambda B, S, T, M, N, C: M,
+    "N": lambda B, S, T, M, N, C: N,
+    "C": lambda B, S, T, M, N, C: C,
+    "BC": lambda B, S, T, M, N, C: B * C,
+    "CC": lambda B, S, T, M, N, C: C * C,
+    "BSC": lambda B, S, T, M, N, C: B * S * C,
+    "C8": lambda B, S, T, M, N, C: _up(C, 8),
+    "B.C8": lambda B, S, T, M, N, C: B * _up(C, 8),
 }
 CHUNKS = 8
 """Pieces of the chunked loss (`run.heads.CHUNKS`, which imports torch)."""
-SYMBOLS = ("B", "S", "T", "M", "N")
+SYMBOLS = ("B", "S", "T", "M", "N", "C")
 MAX_TERMS = 3
 
 Expression = tuple[tuple[int, str], ...]
@@ -57,9 +64,9 @@ def _up(value: int, multiple: int) -> int:
 
 
 def monomials_at(point: Point) -> dict[str, int]:
-    """The value of every monomial at one point {B, S, T, M, N}."""
-    B, S, T, M, N = (point.get(symbol, 0) for symbol in SYMBOLS)
-    return {name: value(B, S, T, M, N) for name, value in MONOMIALS.items()}
+    """The value of every monomial at one point {B, S, T, M, N, C}."""
+    B, S, T, M, N, C = (point.get(symbol, 0) for symbol in SYMBOLS)
+    return {name: value(B, S, T, M, N, C) for name, value in MONOMIALS.items()}
 
 
 def evaluate(expression: Expression, values: Mapping[str, int]) -> int:

@@ -48,7 +48,7 @@ def stored_profile(key: TraceKey, point: Mapping[str, int]) -> Profile | None:
         return profile
     # Only now: asking for the installed versions costs more than reading a shipped profile.
     folder = cache_folder()
-    for domain in possible_labels(point):
+    for domain in possible_labels(key.point(point)):
         cached = read_profile(folder / file_name(key, domain))
         if cached is not None and cached.body_at(point) is not None:
             return cached

@@ -1,0 +1,98 @@
+"""Generation with a cache, traced and for real, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tests.trace.referee import Verdict, compare, profile_once
+from tests.trace.tiny import CONFIGS
+
+from rigsize.run.generation import Generation
+from rigsize.run.step import StepRecipe
+from rigsize.trace.capture import Traced
+from rigsize.trace.model import BuildOptions, build, load_config
+
+PROMPT = 40
+SEQ2SEQ = ("t5", "mt5", "bart", "m2m_100")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A tiny model that writes tokens."""
+
+    family: str
+    compute: str = "fp32"
+    padded: bool = False
+    attention: str = "sdpa"
+
+    def __str__(self) -> str:
+        padding = "padded" if self.padded else "whole"
+        return f"{self.family}-{self.compute}-{self.attention}-{padding}"
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder reads the prompt."""
+        return self.family in SEQ2SEQ
+
+    @property
+    def options(self) -> BuildOptions:
+        """What is built."""
+        return BuildOptions(
+            task="seq2seq-lm" if self.encodes else "causal-lm",
+            compute=self.compute,
+            attention=self.attention,
+            training=False,
+            generates=True,
+        )
+
+    @property
+    def recipe(self) -> StepRecipe:
+        """Of a real CPU run."""
+        autocast = torch.bfloat16 if self.compute == "amp" else None
+        return StepRecipe(task=self.options.task, device_type="cpu", autocast_dtype=autocast)
+
+    def model(self) -> torch.nn.Module:
+        """With random weights, the same each time."""
+        torch.manual_seed(0)
+        return build(load_config(CONFIGS[self.family], self.options), self.options, "cpu")
+
+    def batch(self, texts: int = 2, length: int = PROMPT) -> dict[str, Any]:
+        """Two prompts; padding stands on the left, as decoders want it."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(4, 1000, (texts, length), generator=generator)
+        if not self.padded:
+            return {"input_ids": ids}
+        mask = torch.ones_like(ids)
+        mask[0, :3] = 0
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def nothing(_phase: str) -> None:
+    """No one listens for phases."""
+
+
+def verdict(case: Case, cache: str) -> Verdict:
+    """The trace of a prefill or a decoding step beside the profiler's tree of the same."""
+    decodes = cache == "decode"
+    target = 18 if case.encodes and decodes else 1
+    keys = (target if case.encodes else PROMPT) + 2
+    sizes = {"B": 2, "S": PROMPT, "C": keys}
+    options = case.options
+    model = Traced(load_config(CONFIGS[case.family], options), options, "cpu")
+    trace = model.record_generation(sizes, cache, padded=case.padded)
+
+    def started() -> Generation:
+        return Generation(real, case.batch(), case.recipe, target_length=target)
+
+    real = case.model()
+    warm_up = started()  # what a first call of some operators makes for good
+    warm_up.prefill(nothing)
+    warm_up.decode(nothing)
+    generation = started()
+    if decodes:
+        generation.prefill(nothing)
+        generation.decode(nothing)
+        return compare(trace, profile_once(lambda: generation.decode(nothing)))
+    return compare(trace, profile_once(lambda: generation.prefill(nothing)))
