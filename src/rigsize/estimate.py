@@ -17,6 +17,7 @@ from rigsize.memory.outside import communication, communicators, outside
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_task, max_positions
 from rigsize.point import assumed_sizes, point_of
+from rigsize.program.attention_rocm import FUSED
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
 from rigsize.program.generation import build_generation
@@ -31,6 +32,7 @@ from rigsize.trace.store import find_profile
 
 FLASH_CAPABILITY = (8, 0)
 """From here on texts in one row get FlashAttention (`run.packing`, which imports torch)."""
+NO_FLASH = (0, 0)
 Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
 
 
@@ -238,8 +240,15 @@ def key_for(
         workload,
         strategy,
         device="cpu" if accelerator.is_cpu else "cuda",
-        capability=accelerator.compute_capability or FLASH_CAPABILITY,
+        capability=_flash_capability(accelerator),
     )
+
+
+def _flash_capability(accelerator: Accelerator) -> tuple[int, int]:
+    """The compute capability, of an AMD card one with or without FlashAttention."""
+    if accelerator.gfx:
+        return FLASH_CAPABILITY if accelerator.gfx in FUSED else NO_FLASH
+    return accelerator.compute_capability or FLASH_CAPABILITY
 
 
 def trace_key(
@@ -493,17 +502,17 @@ def _assumptions(program: Program, accelerator: Accelerator) -> tuple[str, ...]:
     context = accelerator.context_bytes
     band = context.value
     capacity = accelerator.capacity
+    stack = "HIP" if accelerator.gfx else "CUDA"
     lines = [
-        f"CUDA context {band.mid / 2**30:.2f} GiB ({band.low / 2**30:.2f} to"
+        f"{stack} context {band.mid / 2**30:.2f} GiB ({band.low / 2**30:.2f} to"
         f" {band.high / 2**30:.2f}), {context.basis}: {context.source}",
-        f"torch {'.'.join(map(str, TORCH_VERSION))}, cuDNN"
-        f" {'.'.join(map(str, CUDNN_VERSION))}: kernel choice and workspaces",
+        _libraries(accelerator),
     ]
     added = communication(program.mesh, accelerator)
     if added is not None:
         low, mid, high = (size / 2**30 for size in added.value)
         lines.append(
-            f"NCCL {mid:.2f} GiB ({low:.2f} to {high:.2f}) for"
+            f"{'RCCL' if accelerator.gfx else 'NCCL'} {mid:.2f} GiB ({low:.2f} to {high:.2f}) for"
             f" {_communicators(program.mesh)}, {added.basis}: {added.source}"
         )
     if capacity is not None:
@@ -515,11 +524,22 @@ def _communicators(mesh: Mesh) -> str:
     return "one communicator" if communicators(mesh) == 1 else "two communicators"
 
 
+def _libraries(accelerator: Accelerator) -> str:
+    torch = f"torch {'.'.join(map(str, TORCH_VERSION))}"
+    if accelerator.gfx:
+        return (
+            f"{torch} for ROCm on {accelerator.gfx}: kernel choice, scratch and both workspaces"
+            " (rocBLAS, hipBLASLt) of each thread, assumed: read in its source, never on a card"
+        )
+    return f"{torch}, cuDNN {'.'.join(map(str, CUDNN_VERSION))}: kernel choice and workspaces"
+
+
 def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> list[str]:
     notes = []
     if accelerator.is_cpu and strategy.offload != "none":
         notes.append(f"--offload {strategy.offload} has no effect where the host is the device")
-    if strategy.precision == "tf32" and (accelerator.compute_capability or (8, 0)) < (8, 0):
+    before_tf32 = (accelerator.compute_capability or (8, 0)) < (8, 0)
+    if strategy.precision == "tf32" and (before_tf32 or accelerator.lacks_tf32):
         notes.append(f"tf32 has no effect on {accelerator.id}")
     bf16 = strategy.policy.half_dtype == "bfloat16"
     if bf16 and not accelerator.is_cpu and not accelerator.supports_bf16:

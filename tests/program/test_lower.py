@@ -79,6 +79,22 @@ def test_a_product_brings_a_workspace(capability: tuple[int, int], num_bytes: in
     ]
 
 
+def test_a_product_on_rocm_brings_two_workspaces() -> None:
+    result = lowered(tiny.profile(), replace(tiny.A100, gfx="gfx942"))
+    workspaces = [p for p in result.templates[1, 1] if p.kind == WORKSPACE]
+    assert [(p.num_bytes, p.place and p.place.basis) for p in workspaces] == [
+        (128 << 20, "assumed"),
+        (76 << 20, "assumed"),
+    ]
+
+
+def test_a_norm_on_rocm_sums_in_one_row_a_lane() -> None:
+    environment = replace(tiny.A100, gfx="gfx942")
+    result = lowered(kernel("layer_norm_backward", 2048, 768), environment)
+    partial = 64 * 768 * 4
+    assert sized(result, 0) == [("+", partial), ("+", partial), ("-", partial), ("-", partial)]
+
+
 def test_no_kernel_has_scratch_on_the_cpu() -> None:
     assert lowered(kernel("embedding_backward", 4096, 1000, 64), tiny.CPU).templates[0, 0] == []
     assert lowered(tiny.profile(), tiny.CPU).templates[1, 1][0].kind == ALLOC

@@ -52,6 +52,15 @@ START_CONTEXT = Sourced(
 )
 
 
+ROCM_CONTEXT = Sourced(
+    value=Band(int(0.3 * GIB), int(0.7 * GIB), int(1.5 * GIB)),
+    source="nobody published what a HIP process takes: CUDA's start value, widened for the code"
+    " objects of hipBLASLt and AOTriton",
+    as_of="2026-11-25",
+    basis="assumed",
+)
+
+
 # Rows are compared by identity: there is one object a row, and it may key a cache.
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Accelerator:
@@ -113,6 +122,16 @@ class Accelerator:
     def supports_bf16(self) -> bool:
         """Whether bfloat16 is native; older CUDA cards emulate it slowly."""
         return "bf16" in self.dtypes
+
+    @property
+    def gfx(self) -> str:
+        """AMD's name of the architecture, `gfx942`; empty for every other vendor."""
+        return self.arch.split()[0] if self.software_stack == "rocm" else ""
+
+    @property
+    def lacks_tf32(self) -> bool:
+        """Whether it is an AMD card without TF32 products."""
+        return bool(self.gfx) and "tf32" not in self.dtypes
 
     @property
     def is_cpu(self) -> bool:
@@ -188,7 +207,7 @@ def _capacity(row: dict[str, str]) -> Sourced[int] | None:
 
 def _context(row: dict[str, str]) -> Sourced[Band]:
     if not row["context_mid_mib"]:
-        return START_CONTEXT
+        return ROCM_CONTEXT if row["software_stack"] == "rocm" else START_CONTEXT
     low, mid, high = (int(row[f"context_{bound}_mib"]) * MIB for bound in Band._fields)
     return Sourced(
         value=Band(low, mid, high),

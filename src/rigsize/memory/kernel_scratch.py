@@ -70,6 +70,19 @@ def cublas_workspace_bytes(
     return (2 * 4096 + 8 * 16) * KIB
 
 
+class Reduction(NamedTuple):
+    """What Reduce.cuh decides at compile time for CUDA and, elsewhere, for ROCm."""
+
+    warp: int = 32
+    """Threads that run together: 64 on AMD's data-centre cards, 32 on its Radeons."""
+    min_values_per_thread: int = 16
+    min_blocks: int = 1
+    """Where a sum is spread over blocks at all, so many at least."""
+
+
+CUDA_REDUCTION = Reduction()
+
+
 class ColumnSum(NamedTuple):
     """The two buffers of a sum over rows, in bytes; allocated in this order, freed together."""
 
@@ -78,7 +91,11 @@ class ColumnSum(NamedTuple):
 
 
 def column_sum_scratch_bytes(
-    rows: int, columns: int, sm_count: int, max_threads_per_sm: int
+    rows: int,
+    columns: int,
+    sm_count: int,
+    max_threads_per_sm: int,
+    reduction: Reduction = CUDA_REDUCTION,
 ) -> ColumnSum:
     """Scratch of the sum over rows of a contiguous [rows, columns] tensor: every bias gradient.
 
@@ -89,7 +106,7 @@ def column_sum_scratch_bytes(
     """
     vector = next(size for size in (4, 2, 1) if columns % size == 0)
     outputs = columns // vector
-    width, height = _block_dimension(outputs, rows, max_threads=512 // vector)
+    width, height = _block_dimension(outputs, rows, 512 // vector, reduction.warp)
     # Fewer values than this per thread: each warp keeps an output of its own.
     if rows < min(height * 16, 256):
         return ColumnSum(0, 0)
@@ -99,18 +116,20 @@ def column_sum_scratch_bytes(
     if values_per_thread < 256 or grid > target_grid:
         return ColumnSum(0, 0)
     blocks = max(
-        min(-(-target_grid // grid), -(-values_per_thread // 16)), -(-values_per_thread // 256)
+        min(-(-target_grid // grid), -(-values_per_thread // reduction.min_values_per_thread)),
+        -(-values_per_thread // 256),
     )
     if blocks == 1:
         return ColumnSum(0, 0)
+    blocks = max(blocks, reduction.min_blocks)
     return ColumnSum(FP32_BYTES * columns * blocks * width * vector, 4 * grid)
 
 
-def _block_dimension(outputs: int, inputs: int, max_threads: int) -> tuple[int, int]:
+def _block_dimension(outputs: int, inputs: int, max_threads: int, warp: int) -> tuple[int, int]:
     """Width and height of a thread block (Reduce.cuh `set_block_dimension`)."""
     across = min(1 << outputs.bit_length() - 1, max_threads)
     down = min(1 << inputs.bit_length() - 1, max_threads)
-    height = min(down, max_threads // min(across, 32))
+    height = min(down, max_threads // min(across, warp))
     return min(across, max_threads // height), height
 
 
@@ -150,7 +169,7 @@ def layer_norm_backward_scratch(
 
     Nothing unless there are more than 65,536 rows and so few columns that the card would idle.
     `element_bytes` is of the norm's weight. Source: aten/src/ATen/native/cuda/layer_norm_kernel.cu
-    (`LaunchGammaBetaBackwardCUDAKernel`); ROCm differs.
+    (`LaunchGammaBetaBackwardCUDAKernel`); on ROCm `memory.rocm_scratch`.
     """
     if rows <= 64 * KIB or width // 32 >= sm_count // 2:
         return []

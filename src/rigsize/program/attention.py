@@ -6,7 +6,7 @@ aten/src/ATen/native/transformers, stand in the modules: `attention_choice` the 
 `attention_flash`, `attention_cudnn`, `attention_efficient` and `attention_math` its buffers.
 
 Left out: nested tensors, a mask that requires a gradient, misaligned storage offsets, batches of
-65,536 and more, CUDA graphs, ROCm, device scalars of a few bytes that die at once.
+65,536 and more, CUDA graphs, device scalars of a few bytes that die at once.
 """
 
 from __future__ import annotations

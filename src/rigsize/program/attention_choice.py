@@ -1,4 +1,4 @@
-"""Which attention kernel CUDA takes, and why not those it tries first.
+"""Which attention kernel CUDA or ROCm takes, and why not those it tries first.
 
 Source: pytorch/pytorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, torch 2.13.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from rigsize.program import attention_rocm
 from rigsize.program.attention_node import AttentionNode
 
 Kernel = Literal["flash", "cudnn", "efficient", "math"]
@@ -23,6 +24,7 @@ class _Situation(NamedTuple):
     torch_version: tuple[int, int]
     cudnn_version: tuple[int, ...] | None
     deterministic: bool
+    gfx: str
 
 
 def choose_kernel(
@@ -32,14 +34,18 @@ def choose_kernel(
     torch_version: tuple[int, int],
     cudnn_version: tuple[int, ...] | None,
     deterministic: bool = False,
+    gfx: str = "",
 ) -> Kernel:
     """Which kernel CUDA takes (cuda/sdp_utils.cpp `select_sdp_backend`).
 
     `cudnn_version` is that of the library found at run time, None if there is none. A build for
     CUDA 12 prefers cuDNN on capability 9.x and 10.x only for minor 0 and 3, which covers Hopper
-    and data-centre Blackwell; that difference is left out.
+    and data-centre Blackwell; that difference is left out. `gfx` is an AMD architecture, whose own
+    rules then hold.
     """
-    situation = _Situation(node, compute_capability, torch_version, cudnn_version, deterministic)
+    situation = _Situation(
+        node, compute_capability, torch_version, cudnn_version, deterministic, gfx
+    )
     return next(kernel for kernel, reason in _verdicts(situation) if reason is None)
 
 
@@ -50,9 +56,12 @@ def explain_choice(
     torch_version: tuple[int, int],
     cudnn_version: tuple[int, ...] | None,
     deterministic: bool = False,
+    gfx: str = "",
 ) -> str:
     """One line: the kernel taken and why those tried before it were not."""
-    situation = _Situation(node, compute_capability, torch_version, cudnn_version, deterministic)
+    situation = _Situation(
+        node, compute_capability, torch_version, cudnn_version, deterministic, gfx
+    )
     refused: list[str] = []
     for kernel, reason in _verdicts(situation):
         if reason is None:
@@ -64,6 +73,13 @@ def explain_choice(
 
 def _verdicts(situation: _Situation) -> list[tuple[Kernel, str | None]]:
     """Kernels in order of preference, each with the reason against it."""
+    if situation.gfx:
+        node, gfx = situation.node, situation.gfx
+        return [
+            ("flash", attention_rocm.against_flash(node, gfx)),
+            ("efficient", attention_rocm.against_efficient(node, gfx)),
+            ("math", None),
+        ]
     verdicts: list[tuple[Kernel, str | None]] = [
         ("flash", _against_flash(situation)),
         ("efficient", _against_efficient(situation)),

@@ -296,7 +296,10 @@ class Builder:
         if self.environment.device != "cuda":
             return None
         sms, threads = self.environment.sm_count, self.environment.max_threads_per_sm
-        return lambda rows, columns: sum(column_sum_scratch_bytes(rows, columns, sms, threads))
+        reduction = self.environment.reduction
+        return lambda rows, columns: sum(
+            column_sum_scratch_bytes(rows, columns, sms, threads, reduction)
+        )
 
 
 def _has_unused(profile: Profile, body: Body) -> bool:

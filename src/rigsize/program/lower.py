@@ -7,15 +7,17 @@ Every template is lowered once, however many layers it is tiled to. Storages tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rigsize.memory import rocm_scratch
 from rigsize.memory.kernel_scratch import (
     column_sum_scratch_bytes,
     cublas_workspace_bytes,
     embedding_backward_scratch,
     layer_norm_backward_scratch,
 )
+from rigsize.memory.rocm_scratch import HIPBLASLT_WORKSPACE_BYTES, rocblas_workspace_bytes
 from rigsize.program.attention import (
     AttentionLowering,
     AttentionNode,
@@ -33,6 +35,7 @@ from rigsize.trace.sizes import evaluate
 
 ALLOC, FREE, GRADIENT, WORKSPACE, SAVE, CARRY = range(6)
 HALF_BYTES = 2
+AOTRITON = "attention buffers of ROCm are taken to be those of CUDA's kernels (AOTriton's not read)"
 SAVES = ("save", "save_weight")
 """Copies to the host that `save_on_cpu` makes, of a weight or of anything else."""
 
@@ -169,29 +172,45 @@ class Lowering:
         name = event.label[0]
         numbers = [evaluate(n, self.values) for n in event.numbers]
         if name == "gemm":
-            size = cublas_workspace_bytes(environment.compute_capability, environment.torch_version)
-            place = self.categories.place("workspaces", phase, event.module, "cublas", "derived")
-            out.append(Primitive(WORKSPACE, ("own", -1), num_bytes=size, place=place))
+            for library, size, basis in self._workspaces():
+                place = self.categories.place("workspaces", phase, event.module, library, basis)
+                out.append(Primitive(WORKSPACE, ("own", -1), num_bytes=size, place=place))
             return
         if name in SAVES:
             out.append(Primitive(SAVE, ("host", -1), name, numbers[0]))
             return
-        place = self.categories.place("temporaries", phase, event.module, event.op, "derived")
+        basis = "assumed" if environment.gfx else "derived"
+        place = self.categories.place("temporaries", phase, event.module, event.op, basis)
         buffers = self._scratch_of(name, numbers)
         refs = [self._extra(group, size, place) for size in buffers]
         out.extend(Primitive(ALLOC, ref) for ref in refs)
         out.extend(Primitive(FREE, ref) for ref in refs)
 
+    def _workspaces(self) -> list[tuple[str, int, str]]:
+        """(library, bytes, basis) of what a thread's first product makes."""
+        environment = self.environment
+        if environment.gfx:
+            rocblas = rocblas_workspace_bytes(environment.gfx)
+            lt = ("hipblaslt", HIPBLASLT_WORKSPACE_BYTES, "assumed")
+            return [("rocblas", rocblas, "assumed"), lt]
+        size = cublas_workspace_bytes(environment.compute_capability, environment.torch_version)
+        return [("cublas", size, "derived")]
+
     def _scratch_of(self, name: str, numbers: list[int]) -> list[int]:
         environment = self.environment
         sms, threads = environment.sm_count, environment.max_threads_per_sm
         if name == "column_sum":
-            staging = column_sum_scratch_bytes(numbers[0], numbers[1], sms, threads)
+            rows, columns = numbers
+            reduction = environment.reduction
+            staging = column_sum_scratch_bytes(rows, columns, sms, threads, reduction)
             return [size for size in staging if size]
         if name == "embedding_backward":
             return [size for _, size in embedding_backward_scratch(*numbers) if size]
         if name == "layer_norm_backward":
             rows, width = numbers
+            if environment.gfx:
+                partials = rocm_scratch.layer_norm_backward_scratch(rows, width, environment.gfx)
+                return [size for _, size in partials]
             weight_bytes = HALF_BYTES if self.profile.key.compute == "half" else 2 * HALF_BYTES
             buffers = layer_norm_backward_scratch(rows, width, sms, weight_bytes)
             return [size for _, size in buffers if size]
@@ -307,6 +326,7 @@ class Lowering:
             "compute_capability": environment.compute_capability,
             "torch_version": environment.torch_version,
             "cudnn_version": environment.cudnn_version,
+            "gfx": environment.gfx,
         }
         kernel: Kernel
         if node.is_packed:
@@ -322,6 +342,8 @@ class Lowering:
             compute_capability=environment.compute_capability,
             sm_count=environment.sm_count,
         )
+        if environment.gfx and kernel != "math":
+            lowering = replace(lowering, basis="assumed", assumptions=(AOTRITON,))
         self.result.assumptions.update(lowering.assumptions)
         return lowering
 
