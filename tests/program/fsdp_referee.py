@@ -12,7 +12,7 @@ import gc
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from tests.trace.exemptions import SCALAR_BYTES, Event, exemption_of
 from tests.trace.referee import profile_once, real_batch, timed_events
 from tests.trace.tiny import CONFIGS, SIZES, Case
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from rigsize.estimate import trace_key
@@ -30,7 +31,7 @@ from rigsize.models.source import ModelSource
 from rigsize.program import fsdp
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import environment_of
-from rigsize.program.fsdp_group import Group
+from rigsize.program.fsdp_group import Group, Policy, policy_of
 from rigsize.program.mesh import Mesh
 from rigsize.program.micro_step import MicroStep
 from rigsize.program.timeline import Place
@@ -77,13 +78,16 @@ class Sharding:
     optimizer: str = "adamw-foreach"
     training: bool = True
     method: str = "full"
+    half_reduce: bool = False
+    """Reduce in 16 bits what is kept in fp32: `MixedPrecisionPolicy` without `reduce_dtype`."""
 
     def __str__(self) -> str:
         words = [self.family, f"{self.world} ranks", self.parallel, self.precision]
         words += ["whole"] * (not self.reshard) + ["recompute"] * self.recompute
         words += [f"accumulation {self.accumulation}"] * (self.accumulation > 1)
         words += [self.optimizer if self.training else "inference"]
-        return " ".join(words + [self.method] * (self.method != "full"))
+        words += [self.method] * (self.method != "full")
+        return " ".join(words + ["half reduce"] * self.half_reduce)
 
     @property
     def task(self) -> str:
@@ -238,9 +242,12 @@ def source_of(family: str) -> ModelSource:
 def program_of(run: Sharding) -> Program:
     key = trace_key(source_of(run.family), run.workload, run.strategy, device="cpu")
     profile = profile_of(key, run.family)
-    watched = mock.patch.object(fsdp, "FullySharded", Watched)
+    policy = Policy(stored_bytes=4) if run.half_reduce else policy_of(run.strategy)
     environment = environment_of(find_accelerator("cpu"), run.strategy)
-    with watched:
+    with (
+        mock.patch.object(fsdp, "FullySharded", Watched),
+        mock.patch.object(fsdp, "policy_of", return_value=policy),
+    ):
         return build_program(profile, point_of(run.task), run.strategy, environment, run.mesh)
 
 
@@ -274,10 +281,10 @@ def predicted(run: Sharding) -> Told:
 
 
 @contextmanager
-def fake_world(size: int) -> Iterator[World]:
+def fake_world(size: int, device: str = "cpu") -> Iterator[World]:
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     try:
-        yield World(size=size, device=torch.device("cpu"), distributed=True, fake=True)
+        yield World(size=size, device=torch.device(device), distributed=True, fake=True)
     finally:
         dist.destroy_process_group()
 
@@ -304,7 +311,8 @@ def _profiled(run: Sharding, world: World) -> Any:
     options, strategy = options_of(run.workload, run.strategy), run.strategy
     config = load_config(config_of(run.family), options)
     model = build(config, options, "meta")
-    apply_fully_shard(model, strategy, world)
+    with half_reduce() if run.half_reduce else nullcontext():
+        apply_fully_shard(model, strategy, world)
     materialize(model, world.device)
     fill(model)
     batch = real_batch(run.case) | forward_arguments(config, options)
@@ -333,6 +341,16 @@ def _profiled(run: Sharding, world: World) -> Any:
             _phase("step", "ends")
 
     return profile_once(steps)
+
+
+def half_reduce() -> AbstractContextManager[Any]:
+    """Policies say nothing of the type in which gradients are reduced."""
+    plain = MixedPrecisionPolicy
+
+    def without(*, param_dtype: torch.dtype, **_: Any) -> MixedPrecisionPolicy:
+        return plain(param_dtype=param_dtype)
+
+    return mock.patch("torch.distributed.fsdp.MixedPrecisionPolicy", without)
 
 
 def _phase(name: str, what: str = "begins") -> None:

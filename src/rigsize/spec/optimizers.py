@@ -12,6 +12,7 @@ __all__ = [
     "PACKAGES",
     "SIXTEEN_BIT_ONLY",
     "WHOLE_MATRICES",
+    "fails_on_shards",
     "muon_takes",
     "no_matrix_for_muon",
 ]
@@ -54,6 +55,27 @@ PACKAGES = {
 """What an optimizer needs beside torch, to be run."""
 SIXTEEN_BIT_ONLY = ("adamw-sr",)
 """Stochastic rounding is for bf16 weights."""
+_WITHOUT_SHARDS = {
+    "adafactor": "torch's Adafactor changes the norms of shards in place: DTensor refuses",
+    "adafactor-foreach": "torch's Adafactor changes the norms of shards in place: DTensor refuses",
+    "adafactor-hf": "transformers' Adafactor mixes shards and plain tensors",
+    "adamw-8bit": "bitsandbytes has no kernels for DTensor shards",
+    "adamw-4bit": "torchao's 4-bit states fail on the shards of vectors",
+    "adamw-fp8": "torchao's fp8 states fail on shards",
+    "lion": "bitsandbytes has no kernels for DTensor shards",
+    "lion-8bit": "bitsandbytes has no kernels for DTensor shards",
+    "paged-adamw": "bitsandbytes has no kernels for DTensor shards",
+    "paged-adamw-8bit": "bitsandbytes has no kernels for DTensor shards",
+}
+"""Their steps raise on what `fully_shard` leaves a rank (torch 2.13, bitsandbytes 0.50.2, torchao
+0.18, transformers 5.23; each was tried)."""
+
+
+def fails_on_shards(name: str) -> str | None:
+    """Why a step cannot be made on FSDP2's shards; None where it can."""
+    return _WITHOUT_SHARDS.get(name)
+
+
 WHOLE_MATRICES = ("muon",)
 """A step multiplies a weight with itself, so that no rank can do it on its shard alone."""
 

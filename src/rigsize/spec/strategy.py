@@ -10,6 +10,7 @@ from rigsize.spec.optimizers import (
     OPTIMIZERS,
     SIXTEEN_BIT_ONLY,
     WHOLE_MATRICES,
+    fails_on_shards,
 )
 from rigsize.spec.precision import PrecisionPolicy, find_policy
 from rigsize.spec.workload import MAX_BATCH
@@ -143,6 +144,7 @@ class Strategy:
                 f"a step needs whole matrices, {self.parallel} leaves a rank its shard",
                 hint="--parallel ddp, or --optim adamw-fused",
             )
+        self._check_sharded_step()
         if self.method == "prefix" and self.recompute != "none":
             raise UnsupportedCombination(
                 "recompute",
@@ -161,6 +163,17 @@ class Strategy:
                 "no gradient scaler works on sharded gradients",
                 allowed=("fp32", "tf32", "amp-bf16", "bf16"),
                 nearest="amp-bf16",
+            )
+
+    def _check_sharded_step(self) -> None:
+        why = fails_on_shards(self.optimizer) if self.parallel in ("fsdp", "hsdp") else None
+        if why is not None:
+            raise UnsupportedCombination(
+                "optim",
+                self.optimizer,
+                why,
+                allowed=[name for name in OPTIMIZERS if fails_on_shards(name) is None],
+                nearest="adamw-8bit-torchao" if "8bit" in self.optimizer else "adamw-fused",
             )
 
     def _check_optimizer_offload(self) -> None:
