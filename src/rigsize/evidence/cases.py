@@ -21,7 +21,7 @@ from rigsize.spec import Strategy, Workload
 from rigsize.spec.checks import one_of
 from rigsize.units import GIB
 
-__all__ = ["KINDS", "STATISTICS", "Case", "RecordCase", "load_cases", "load_records"]
+__all__ = ["KINDS", "STATISTICS", "Case", "RecordCase", "load_cases", "load_records", "parse_case"]
 
 KINDS = ("seed", "published", "record")
 STATISTICS = ("allocated", "reserved", "device")
@@ -112,7 +112,7 @@ def load_cases(*files: Path) -> tuple[Case, ...]:
     cases: dict[str, Case] = {}
     for file in files:
         for entry in _tables(file):
-            case = _case(entry)
+            case = parse_case(entry)
             if case.id in cases:
                 raise SpecError("id", case.id, "used twice in the cases")
             cases[case.id] = case
@@ -167,7 +167,8 @@ def _tables(file: Path) -> list[Mapping[str, Any]]:
     return tables
 
 
-def _case(table: Mapping[str, Any]) -> Case:
+def parse_case(table: Mapping[str, Any]) -> Case:
+    """The case of one table; SpecError names what is missing or unknown."""
     for key in table:
         if key not in _KEYS:
             raise SpecError(key, table[key], "unknown key of a case", nearest=nearest(key, _KEYS))

@@ -57,6 +57,8 @@ _STRATEGY = {
     "lora_rank": "lora_rank",
     "lora_targets": "lora_targets",
     "adapter_dtype": "adapter_dtype",
+    "rslora": "rslora",
+    "lora_dropout": "lora_dropout",
     "virtual_tokens": "virtual_tokens",
 }
 _OPTIONS = ("world", "cap", "histogram", "attribution")
@@ -66,7 +68,7 @@ _TEXTS = (
     *("model", "task", "use", "padding", "precision", "optim", "recompute", "attention", "cap"),
     *("loss", "parallel", "offload", "method", "lora_targets", "adapter_dtype"),
 )
-_SWITCHES = ("padding_in_batch", "hold_output", "attribution")
+_SWITCHES = ("padding_in_batch", "hold_output", "attribution", "rslora")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
