@@ -23,6 +23,8 @@ COMMANDS = [
     (f"{XXL} --precision bf16 --optim adamw-8bit --batch-size 4 --gpus H200:1 --json", 0.4),
     ("meta-llama/Llama-3.1-8B --precision bf16 --max-length 4096 --gpus H200:1", 0.4),
     ("google/flan-t5-xxl --use inference --precision bf16 --max-length 512 --gpus H100:1", 0.4),
+    (f"{XXL} --precision amp-bf16 --batch-size 4 --parallel fsdp --gpus A100-80GB:8", 0.5),
+    (f"{XXL} --precision bf16 --batch-size 4 --parallel hsdp --gpus A100-80GB:8x2", 0.5),
     ("FacebookAI/xlm-roberta-base --max-length 512 --batch-size auto --gpus A100-40GB:1", 1.0),
     ("facebook/xlm-roberta-xl --max-length 512 --batch-size auto --gpus A100-80GB:1", 1.0),
 ]

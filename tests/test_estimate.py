@@ -23,6 +23,7 @@ from rigsize.estimate import (
 )
 from rigsize.hardware import Accelerator, find_accelerator
 from rigsize.hardware.accelerators import Band
+from rigsize.memory.outside import LINKED
 from rigsize.models import resolve_model
 from rigsize.program.timeline import Place
 from rigsize.provenance import Sourced
@@ -81,6 +82,44 @@ def test_verdicts_over_the_band(
     # What does not fit is still told whole: the replay without a limit.
     assert answer.memory.reserved_peak_bytes == RESERVED
     assert answer.replay.out_of_memory is None
+
+
+def test_ranks_add_communicators_and_share_states() -> None:
+    alone, four = (
+        estimate(
+            SOURCE,
+            workload(),
+            Strategy(micro_batch=2, optimizer="adamw-fused", parallel=parallel),
+            Cluster(accelerator=card(1 << 36), per_node=ranks),
+            profile=tiny.profile(),
+        )
+        for parallel, ranks in (("single", 1), ("fsdp", 4))
+    )
+    rows = {row.name: row for row in four.memory.ledger}
+    assert (rows["communication"].num_bytes, rows["communication"].basis) == (
+        LINKED.value.mid,
+        "assumed",
+    )
+    assert "communication" not in {row.name for row in alone.memory.ledger}
+    assert four.memory.reserved_peak_bytes is not None
+    assert four.memory.device_peak_bytes == sum(row.num_bytes for row in rows.values())
+    assert four.memory.low_bytes == (
+        four.memory.reserved_peak_bytes + CONTEXT.low + LINKED.value.low
+    )
+    assert four.memory.high_bytes == (
+        four.memory.reserved_peak_bytes + CONTEXT.high + LINKED.value.high
+    )
+    # Whole counts stay whole; the optimizer steps on a quarter, uneven rows rounded up.
+    assert four.parameters == alone.parameters
+    shards = 250 * 64 + 3 * (16 * 64 + 16) + 64
+    assert sum(p.numel for p in four.program.stepped) == shards
+    assert any("NCCL 0.70 GiB" in line for line in four.assumptions)
+
+
+def test_fsdp_computes_as_half_does_under_amp() -> None:
+    for parallel, compute in (("single", "amp"), ("ddp", "amp"), ("fsdp", "half")):
+        strategy = Strategy(precision="amp-bf16", parallel=parallel)
+        assert trace_key(SOURCE, workload(), strategy, device="cuda").compute == compute
 
 
 def test_a_card_of_unknown_capacity() -> None:

@@ -21,10 +21,12 @@ Estimated = Callable[..., Estimate]
 def estimated(monkeypatch: pytest.MonkeyPatch) -> Estimated:
     monkeypatch.setattr("rigsize.estimate.find_profile", hand_made.find_profile)
 
-    def made(gpu: str = "A100-40GB", *, use: str = "fine-tuning", **strategy: Any) -> Estimate:
+    def made(
+        gpu: str = "A100-40GB", *, use: str = "fine-tuning", per_node: int = 1, **strategy: Any
+    ) -> Estimate:
         task = "sequence-classification"
         workload = Workload(model="xlm-roberta-base", task=task, use=use, max_length=128)
-        cluster = Cluster(accelerator=find_accelerator(gpu))
+        cluster = Cluster(accelerator=find_accelerator(gpu), per_node=per_node)
         source = resolve_model("xlm-roberta-base")
         strategy = {"micro_batch": 16, **strategy}
         return make_estimate(source, workload, Strategy(**strategy), cluster)

@@ -50,6 +50,18 @@ def test_everything_a_reader_needs(
     assert "100.0 %" in text
 
 
+def test_several_ranks_are_told_of_one_each(
+    estimated: Estimated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    estimate = estimated(per_node=8, parallel="hsdp", shard_size=4, accumulation=2)
+    text = " ".join(printed(estimate_text(Answer(estimate=estimate)), capsys).split())
+    assert "on each of 8 A100-40GB-SXM (hsdp: 2 copies of 4 shards)" in text
+    assert "2 a step on each of 8 ranks: global batch 256" in text
+    assert "= 16 bytes a parameter, over 4 shards" in text
+    assert "+ context 0.50 GiB + NCCL 1.40 GiB" in text  # two communicators of 0.7 GiB
+    assert "--parallel hsdp --shard-size 4" in command_of("estimate", estimate)
+
+
 def test_inference_has_no_step(estimated: Estimated, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(estimate_text(Answer(estimate=estimated(use="inference"))), capsys)
     assert "global batch" not in text

@@ -10,6 +10,7 @@ from rich.console import Console
 from tests.run.test_record import STRATEGY, WORKLOAD, a_record
 
 from rigsize.errors import UnknownDevice, UnsupportedCombination
+from rigsize.memory.outside import LINKED
 from rigsize.models.source import ModelSource
 from rigsize.run.compare import (
     Prediction,
@@ -33,6 +34,8 @@ PREDICTED = Prediction(
     low_bytes=2800,
     high_bytes=3200,
 )
+
+ON_CARD = replace(PREDICTED, device_peak_bytes=9 << 30, low_bytes=8 << 30, high_bytes=10 << 30)
 
 
 def measured(device_bytes: int = 3100) -> Memory:
@@ -131,6 +134,27 @@ def test_the_adapter_hands_the_question_over() -> None:
     found = predict(estimate, _source(), WORKLOAD, STRATEGY, find_cluster("cpu", None))
     assert found == PREDICTED
     assert asked == ["tiny", WORKLOAD, STRATEGY, True]
+
+
+def test_a_fake_group_keeps_no_communicators() -> None:
+    def estimate(*_: Any) -> Any:
+        fields = {name: getattr(ON_CARD, name) for name in ON_CARD.__dataclass_fields__}
+        return SimpleNamespace(memory=SimpleNamespace(**fields))
+
+    strategy = Strategy(parallel="fsdp")
+    cluster = find_cluster("cuda", "NVIDIA A100-SXM4-40GB", 4)
+    assert cluster.devices == 4
+    real = predict(estimate, _source(), WORKLOAD, strategy, cluster)
+    fake = predict(estimate, _source(), WORKLOAD, strategy, cluster, fake=True)
+    assert real == ON_CARD
+    less = [getattr(real, n) - getattr(fake, n) for n in ("low_bytes", "high_bytes")]
+    assert less == [LINKED.value.low, LINKED.value.high]
+    assert real.device_peak_bytes is not None
+    assert fake.device_peak_bytes == real.device_peak_bytes - LINKED.value.mid
+
+
+def test_ranks_beyond_a_node_are_nodes() -> None:
+    assert find_cluster("cpu", None, 4096).devices == 4096
 
 
 def test_a_card_is_found_by_torchs_name() -> None:
