@@ -18,6 +18,7 @@ from rigsize.recipes import recipe_flags
 from rigsize.spec import POLICIES, Cluster, Strategy, Workload
 from rigsize.spec.checks import integer, one_of
 from rigsize.spec.optimizers import OPTIMIZER_ALIASES
+from rigsize.spec.quantization import of_checkpoint
 from rigsize.spec.strategy import (
     LORA_METHODS,
     LOSSES,
@@ -168,6 +169,7 @@ def parse_job(settings: Settings, verb: str = "estimate") -> Job:
         allow_network=not settings.switch("offline"),
     )
     _apply_recipe(settings, source.config)
+    _apply_checkpoint(settings, source.config)
     strategy, auto, global_batch = _strategy(settings)
     workload = _workload(settings, name, source.config)
     strategy = _texts_of_budget(settings, workload, strategy)
@@ -212,6 +214,14 @@ def _apply_recipe(settings: Settings, config: Mapping[str, Any]) -> None:
         )
     )
     settings.given = {**flags, **settings.given}
+
+
+def _apply_checkpoint(settings: Settings, config: Mapping[str, Any]) -> None:
+    """Weights are stored as the checkpoint has them, where nothing else was said."""
+    stored = of_checkpoint(config)
+    if stored and settings.text("quantization") is None:
+        settings.assumed.append(f"quantization {stored}: the checkpoint's own")
+        settings.given = {**settings.given, "quantization": stored}
 
 
 def _shown(value: str | bool) -> str:
@@ -386,12 +396,15 @@ def _strategy(settings: Settings) -> tuple[Strategy, bool, int | None]:
 
 
 def _precision(settings: Settings) -> str:
-    """What nobody said: fp32, or what peft's recipe for quantised weights makes of the rest."""
-    if settings.text("method") in ("qlora", "int8-lora"):
-        return settings.or_assumed(
-            "precision", "amp-bf16", "norms, embeddings and head in fp32, as peft's recipe has it"
-        )
-    return settings.or_assumed("precision", "fp32")
+    """What nobody said: fp32, or what is usual around quantised weights."""
+    stored = settings.text("quantization") not in (None, "none")
+    if settings.text("method") not in ("qlora", "int8-lora") and not stored:
+        return settings.or_assumed("precision", "fp32")
+    if settings.text("use") == "inference":
+        return settings.or_assumed("precision", "bf16", "around quantised weights")
+    return settings.or_assumed(
+        "precision", "amp-bf16", "norms, embeddings and head in fp32, as peft's recipe has it"
+    )
 
 
 _STRATEGY_TEXTS = (

@@ -25,7 +25,13 @@ from rigsize.program.mesh import Mesh, mesh_of
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.adapter import adapter_of
 from rigsize.spec.optimizers import muon_takes, no_matrix_for_muon
-from rigsize.spec.quantization import text_of
+from rigsize.spec.quantization import (
+    assumptions_of,
+    check_card,
+    check_checkpoint,
+    check_cpu,
+    text_of,
+)
 from rigsize.spec.strategy import PROMPT_METHODS
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
@@ -169,7 +175,12 @@ def estimate(
         fit=_with_host(_fit(verdict, program, played, accelerator), host, cluster),
         parameters=_parameters(source, program),
         versions={**profile.versions, "assumed_torch": ".".join(map(str, TORCH_VERSION))},
-        assumptions=(*assumed, *_assumptions(program, accelerator), *host.assumptions),
+        assumptions=(
+            *assumed,
+            *assumptions_of(strategy, training=workload.training),
+            *_assumptions(program, accelerator),
+            *host.assumptions,
+        ),
         notes=(*source.notes, *_notes(workload, strategy, accelerator), *host.notes),
         program=program,
         replay=played,
@@ -235,6 +246,8 @@ def key_for(
     source: ModelSource, workload: Workload, strategy: Strategy, accelerator: Accelerator
 ) -> TraceKey:
     """The trace key of this run on an accelerator."""
+    if not accelerator.is_cpu and accelerator.compute_capability is not None:
+        check_card(strategy, accelerator.id, accelerator.compute_capability)
     return trace_key(
         source,
         workload,
@@ -263,6 +276,8 @@ def trace_key(
     training = workload.training
     classifies = workload.task in ("sequence-classification", "token-classification")
     on_gpu, unpadded = device != "cpu", workload.padding == "unpadded"
+    if not on_gpu:
+        check_cpu(strategy, training=training)
     half = strategy.policy.compute != "fp32"
     flash = on_gpu and half and capability >= FLASH_CAPABILITY
     adapter = adapter_of(strategy)
@@ -298,7 +313,7 @@ def _pads(workload: Workload, strategy: Strategy) -> bool:
 def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) -> None:
     """Refuses what each record alone cannot see."""
     check_task(source.config, workload.task)
-    _check_weights(source)
+    check_checkpoint(source.config, strategy)
     longest = max_positions(source.config)
     before = strategy.virtual_tokens if strategy.method in PROMPT_METHODS else 0
     for field, length in _lengths(workload):
@@ -349,19 +364,6 @@ def _refuse_later(strategy: Strategy) -> None:
                 "not answered yet",
                 allowed=[str(value) for value in answered],
             )
-
-
-def _check_weights(source: ModelSource) -> None:
-    """A checkpoint of quantised weights is another model than the one its config describes."""
-    quantised = source.config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise UnsupportedCombination(
-            "quantization_config",
-            method,
-            "quantised weights are not answered yet",
-            hint="without this key the unquantised model is answered",
-        )
 
 
 def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:

@@ -8,7 +8,16 @@ import pytest
 
 from rigsize.errors import SizingError
 from rigsize.spec import Strategy, Workload, check_together
-from rigsize.spec.quantization import read_text, text_of
+from rigsize.spec.quantization import (
+    assumptions_of,
+    check_card,
+    check_checkpoint,
+    check_cpu,
+    of_checkpoint,
+    read_text,
+    text_of,
+)
+from rigsize.spec.strategy import QUANTIZATIONS
 
 TRAIN = Workload(model="m", task="causal-lm", max_length=8)
 SERVE = Workload(model="m", task="causal-lm", max_length=8, use="inference")
@@ -66,3 +75,63 @@ def test_the_word_in_a_trace_key() -> None:
     assert text_of(Strategy(precision="bf16", quantization="int8")) == "int8"
     assert read_text("int8-fp16") == ("int8", "float16")
     assert read_text("nf4") == ("nf4", "bfloat16")
+
+
+CHECKPOINTS: list[tuple[dict[str, Any], str]] = [
+    ({}, ""),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "nf4"),
+    ({"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, "nf4-double"),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True}, "int8"),
+]
+
+
+@pytest.mark.parametrize(("found", "stored"), CHECKPOINTS, ids=str)
+def test_a_checkpoint_says_how_it_is_stored(found: dict[str, Any], stored: str) -> None:
+    config = {"model_type": "llama", "quantization_config": found}
+    assert of_checkpoint(config) == stored
+    check_checkpoint(config, Strategy(quantization=stored or "none", precision="bf16"))
+
+
+def test_a_checkpoint_is_not_stored_otherwise() -> None:
+    config = {"quantization_config": {"load_in_8bit": True}}
+    with pytest.raises(SizingError, match="stored as int8"):
+        check_checkpoint(config, Strategy(precision="bf16"))
+
+
+@pytest.mark.parametrize(
+    ("method", "hint"), [("gptq", "int4-torchao"), ("awq", "int4-torchao"), ("hqq", "without this")]
+)
+def test_other_libraries_are_refused_by_name(method: str, hint: str) -> None:
+    with pytest.raises(SizingError, match=hint) as caught:
+        of_checkpoint({"quantization_config": {"quant_method": method}})
+    assert method in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("precision", "quantization", "capability"),
+    [("fp8", "none", (8, 6)), ("bf16", "int4-torchao", (7, 5)), ("int8", "none", (7, 0))],
+)
+def test_a_card_that_is_too_old(
+    precision: str, quantization: str, capability: tuple[int, int]
+) -> None:
+    strategy = Strategy(precision=precision, quantization=quantization)
+    with pytest.raises(SizingError, match="needs compute capability"):
+        check_card(strategy, "card", capability)
+    check_card(strategy, "card", (9, 0))
+
+
+def test_a_cpu_that_cannot() -> None:
+    for strategy in (
+        Strategy(precision="int8"),
+        Strategy(precision="bf16", quantization="int4-torchao"),
+    ):
+        with pytest.raises(SizingError):
+            check_cpu(strategy, training=False)
+    check_cpu(Strategy(precision="int4"), training=False)
+    check_cpu(Strategy(method="int8-lora", precision="amp-bf16"), training=True)
+
+
+@pytest.mark.parametrize("stored", QUANTIZATIONS)
+def test_what_is_taken_for_granted_is_said(stored: str) -> None:
+    strategy = Strategy(precision="bf16", quantization=stored)
+    assert bool(assumptions_of(strategy, training=False)) == (stored != "none")

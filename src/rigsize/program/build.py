@@ -179,8 +179,11 @@ class Builder:
         for name, tensor, group in self.profile.full_tensors():
             category = weight_category(name, group, backbone, adapted=adapted)
             phase = "batch" if category == "inputs" else "load"
-            place = self.categories.place(category, phase, tensor.name, "", "traced")
-            if not category.startswith("weights") or name.startswith("scale:"):
+            owner, scales = tensor.name.removeprefix("scale:"), name.startswith("scale:")
+            place = self.categories.place(
+                category, phase, owner, "scales" if scales else "", "traced"
+            )
+            if scales or not category.startswith("weights"):
                 storage = timeline.alloc(evaluate(tensor.size, self.values), place)
                 if category == "buffers":
                     shape, itemsize = tensor.shape, tensor.itemsize

@@ -189,13 +189,67 @@ def state_bytes_per_parameter(estimate: Estimate) -> float:
     return states / trainable
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What a run's weights take, where some of them are quantised."""
+
+    method: str
+    """One of `spec.strategy.QUANTIZATIONS`."""
+    quantized: int
+    """Parameters stored that way."""
+    quantized_bytes: int
+    """Of them, scales and code tables included."""
+    rest: int
+    """Parameters that stay as they are."""
+    rest_bytes: int
+
+    @property
+    def bytes_per_quantized(self) -> float:
+        """0.5625 for NF4 alone; more where rows are short."""
+        return self.quantized_bytes / self.quantized if self.quantized else 0.0
+
+    @property
+    def bytes_per_rest(self) -> float:
+        """Of a parameter that is not quantised."""
+        return self.rest_bytes / self.rest if self.rest else 0.0
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Over all of them."""
+        return (self.quantized_bytes + self.rest_bytes) / (self.quantized + self.rest)
+
+
+def stored(estimate: Estimate) -> Stored | None:
+    """How the weights are stored, counted in the Program; None where none is quantised."""
+    if estimate.strategy.stored_as == "none":
+        return None
+    program, timeline = estimate.program, estimate.program.timeline
+    ours = [p for p in program.parameters if p.packed_bytes or p.itemsize == 1]
+    scales = sum(
+        timeline.sizes[operation]
+        for operation in program.slices["load"]
+        if operation >= 0 and timeline.places[operation].op == "scales"
+    )
+    others = [p for p in program.parameters if not (p.packed_bytes or p.itemsize == 1)]
+    return Stored(
+        method=estimate.strategy.stored_as,
+        quantized=sum(p.numel for p in ours),
+        quantized_bytes=scales + sum(p.num_bytes for p in ours),
+        rest=sum(p.numel for p in others),
+        rest_bytes=sum(p.num_bytes for p in others),
+    )
+
+
 def least_bytes(estimate: Estimate) -> int:
     """A bound from below: what no change of batch, recompute, precision or optimizer saves.
 
     bf16 weights, and in training as many gradients beside the smallest states on offer, all of
-    them spread over the shards.
+    them spread over the shards. Quantised weights are as they are.
     """
     counts, shards = estimate.parameters, estimate.program.mesh.shard
+    held = stored(estimate)
+    if held is not None:
+        return held.quantized_bytes
     if not estimate.workload.training:
         return _HALF_BYTES * counts.model // shards
     states = min(_SMALLEST_STATES, state_bytes_per_parameter(estimate))

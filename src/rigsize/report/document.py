@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rigsize.report.answer import Answer, state_bytes_per_parameter
+from rigsize.report.answer import Answer, state_bytes_per_parameter, stored
 from rigsize.report.host import host_document
 
 if TYPE_CHECKING:
@@ -179,9 +179,18 @@ def _checkpoint(answer: Answer) -> dict[str, Any]:
 def _precision(answer: Answer) -> dict[str, Any]:
     policy = answer.estimate.strategy.policy
     training = answer.estimate.workload.training
+    held = stored(answer.estimate)
+    quantized = held and {
+        "stored_as": held.method,
+        "quantized_parameters": held.quantized,
+        "quantized_bytes_per_parameter": round(held.bytes_per_quantized, 6),
+    }
     return {
         "name": policy.name,
-        "weight_bytes_per_parameter": policy.weight_bytes,
+        "weight_bytes_per_parameter": round(held.bytes_per_parameter, 6)
+        if held
+        else policy.weight_bytes,
+        **(quantized or {}),
         "gradient_bytes_per_parameter": policy.gradient_bytes if training else 0,
         "master_bytes_per_parameter": policy.master_bytes if training else 0,
         "state_bytes_per_parameter": round(state_bytes_per_parameter(answer.estimate), 4),

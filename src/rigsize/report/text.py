@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rigsize.report.answer import Answer, least_bytes, state_bytes_per_parameter
+from rigsize.report.answer import Answer, Stored, least_bytes, state_bytes_per_parameter, stored
 from rigsize.report.console import table
 from rigsize.report.host import host_text
 from rigsize.units import format_bytes, format_count
@@ -127,6 +127,9 @@ def _how(answer: Answer) -> str:
 def _bytes_per_parameter(answer: Answer) -> str:
     """`fp32: 4 weight + 4 gradient + 8 adamw-foreach = 16 bytes a parameter`."""
     policy, estimate = answer.estimate.strategy.policy, answer.estimate
+    held = stored(estimate)
+    if held is not None:
+        return _bytes_per_quantized(answer, held)
     parts: list[tuple[float, str]] = [(policy.weight_bytes, "weight")]
     if estimate.workload.training:
         states = round(state_bytes_per_parameter(estimate), 2)
@@ -137,6 +140,26 @@ def _bytes_per_parameter(answer: Answer) -> str:
     shown = " + ".join(f"{size:g} {name}" for size, name in parts if size)
     total = f" = {sum(size for size, _ in parts):g}" if len(parts) > 1 else ""
     return f"{policy.name}: {shown}{total} bytes a parameter{shared}"
+
+
+def _bytes_per_quantized(answer: Answer, held: Stored) -> str:
+    """`bf16: 6.98 B weights stored as nf4, 0.5625 bytes each, 1.05 B of 2 bytes`."""
+    policy, estimate = answer.estimate.strategy.policy, answer.estimate
+    weights = (
+        f"{policy.name}: {format_count(held.quantized)} weights stored as {held.method},"
+        f" {held.bytes_per_quantized:.4f} bytes each, {format_count(held.rest)} of"
+        f" {held.bytes_per_rest:g}"
+    )
+    if not estimate.workload.training:
+        return weights
+    states = round(state_bytes_per_parameter(estimate), 2)
+    parts: list[tuple[float, str]] = [(policy.gradient_bytes, "gradient")]
+    parts += [
+        (policy.master_bytes, "master copy"),
+        (states, f"{estimate.strategy.optimizer} states"),
+    ]
+    shown = " + ".join(f"{size:g} {name}" for size, name in parts if size)
+    return f"{weights}; a trained one {shown}"
 
 
 def ledger_table(answer: Answer) -> Table:

@@ -69,11 +69,15 @@ class Meter(StepWatch, Protocol):
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Bytes by address, each storage once: tied weights share one; of DTensors, the local part."""
+    """Bytes by address, each storage once: tied weights share one.
+
+    Of DTensors the local part, of torchao's weights the packed one (`trace.quantized`).
+    """
     found = {}
     for tensor in tensors:
         local: Any = getattr(tensor, "to_local", None)
-        storage = (tensor if local is None else local()).untyped_storage()
+        held = getattr(tensor, "qdata", tensor) if local is None else local()
+        storage = held.untyped_storage()
         if storage.nbytes():
             found[storage.data_ptr()] = storage.nbytes()
     return found

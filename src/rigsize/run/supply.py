@@ -11,6 +11,7 @@ from rigsize.run.feeds import Feed
 from rigsize.run.meters import storages
 from rigsize.run.tally import named
 from rigsize.trace.model import named_tensors
+from rigsize.trace.quantized import named_statistics
 
 __all__ = ["Namer", "Supply", "lasting"]
 
@@ -58,11 +59,17 @@ def _copied(value: Any, device: torch.device) -> Any:
 def lasting(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> Iterator[torch.Tensor]:
-    """Parameters, buffers, and the optimizer's states and master copies as far as it has them."""
-    yield from model.parameters()
-    yield from model.buffers()
+    """Weights, buffers, and the optimizer's states and master copies as far as it has them."""
+    yield from _weights(model)
     if optimizer is not None:
         yield from _states(optimizer)
+
+
+def _weights(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters with the scales of quantised ones, and buffers."""
+    yield from model.parameters()
+    yield from (scale for _, scale in named_statistics(model))
+    yield from model.buffers()
 
 
 def _states(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
@@ -86,7 +93,7 @@ class Namer:
         stepped = [p for p in [*self._model.parameters(), *states] if p.grad is not None]
         return named(
             [
-                ("weights", _addresses([*self._model.parameters(), *self._model.buffers()])),
+                ("weights", _addresses(_weights(self._model))),
                 ("gradients", _addresses(p.grad for p in stepped if p.grad is not None)),
                 ("optimizer_states", _addresses(states)),
                 ("inputs", _addresses(self._supply.resident)),

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rigsize.errors import UnsupportedCombination
 from rigsize.spec.strategy import Strategy
 from rigsize.spec.workload import Workload
 
 __all__ = [
     "BITSANDBYTES",
-    "NEEDS_CAPABILITY",
+    "assumptions_of",
+    "check_card",
+    "check_checkpoint",
+    "check_cpu",
     "check_quantization",
+    "of_checkpoint",
     "read_text",
     "text_of",
 ]
 
 BITSANDBYTES = ("nf4", "nf4-double", "int8")
 """The other methods are torchao's."""
-NEEDS_CAPABILITY: dict[str, tuple[int, int]] = {
+_NEEDS_CAPABILITY: dict[str, tuple[int, int]] = {
     "fp8": (8, 9),
     "int4-torchao": (8, 0),
     "int8": (7, 5),
 }
-"""fp8 arithmetic begins with Ada; `Int4TilePackedTo4dTensor.from_hp` asks for sm_80 or newer, the
+"""fp8 numbers begin with Ada; `Int4TilePackedTo4dTensor.from_hp` asks for sm_80 or newer, the
 int8 products of LLM.int8 for sm_75 (bitsandbytes' installation guide)."""
 _FP16 = "-fp16"
 _TRAINED_OVER = ("nf4", "nf4-double", "int8", "int8-torchao")
 """peft's LoRA layers refuse torchao's int4 (`TorchaoLoraLinear._check_dtype_supported`), and
 torchao's fp8 weights are for inference."""
+_NEAREST = {"gptq": "int4-torchao", "awq": "int4-torchao", "fp8": "fp8", "fbgemm_fp8": "fp8"}
+"""Methods of other libraries' checkpoints, and what takes about as many bytes."""
 _OF_METHOD = {"qlora": ("nf4-double", "nf4"), "int8-lora": ("int8",)}
 
 
@@ -116,3 +125,101 @@ def _check_sharding(strategy: Strategy, stored: str) -> None:
         raise UnsupportedCombination(
             "parallel", strategy.parallel, reason, allowed=("single", "ddp"), nearest="ddp"
         )
+
+
+def check_card(strategy: Strategy, card: str, capability: tuple[int, int]) -> None:
+    """Refuses a card that is too old for the method's kernels."""
+    stored = strategy.stored_as
+    needed = _NEEDS_CAPABILITY.get(stored, (0, 0))
+    if capability < needed:
+        raise UnsupportedCombination(
+            "quantization",
+            stored,
+            f"needs compute capability {needed[0]}.{needed[1]}, {card} has"
+            f" {capability[0]}.{capability[1]}",
+            nearest="nf4" if stored == "int4-torchao" else "int8-torchao",
+        )
+
+
+def check_cpu(strategy: Strategy, *, training: bool) -> None:
+    """Refuses what a CPU cannot do, or does otherwise on every CPU."""
+    stored = strategy.stored_as
+    if stored == "int4-torchao":
+        problem = "torchao packs these tiles on CUDA cards alone"
+    elif stored == "int8" and not training:
+        problem = "which product LLM.int8 takes on a CPU depends on its instruction set"
+    else:
+        return
+    raise UnsupportedCombination(
+        "quantization", stored, problem, nearest="nf4" if stored != "int8" else "int8-torchao"
+    )
+
+
+def of_checkpoint(config: Mapping[str, Any]) -> str:
+    """How a checkpoint's weights are stored, by its config; empty for none.
+
+    Raises UnsupportedCombination for a library that is not answered.
+    """
+    found = config.get("quantization_config")
+    if not found:
+        return ""
+    stored: Mapping[str, Any] = found if isinstance(found, Mapping) else {"quant_method": found}
+    four, eight = (stored.get(f"load_in_{bits}bit") for bits in (4, 8))
+    method = stored.get("quant_method") or ("bitsandbytes" if four or eight else "unknown")
+    if method == "bitsandbytes" and four:
+        # FP4 has other values in as many bytes, and the same kernels.
+        return "nf4-double" if stored.get("bnb_4bit_use_double_quant") else "nf4"
+    if method == "bitsandbytes" and eight:
+        return "int8"
+    nearest = _NEAREST.get(str(method))
+    more = f"; --quantization {nearest} takes about as many bytes" if nearest else ""
+    raise UnsupportedCombination(
+        "quantization_config",
+        method,
+        "the layers of this library are not traced",
+        allowed=("bitsandbytes",),
+        hint=f"without this key the unquantised model is answered{more}",
+    )
+
+
+def check_checkpoint(config: Mapping[str, Any], strategy: Strategy) -> None:
+    """Refuses a storing of weights that the checkpoint has not."""
+    stored = of_checkpoint(config)
+    if stored and strategy.stored_as != stored:
+        raise UnsupportedCombination(
+            "quantization",
+            strategy.stored_as,
+            f"the checkpoint is stored as {stored}",
+            allowed=(stored,),
+            nearest=stored,
+        )
+
+
+def assumptions_of(strategy: Strategy, *, training: bool) -> tuple[str, ...]:
+    """What is taken for granted of quantised weights, one line each."""
+    stored = strategy.stored_as
+    lines = {
+        "int8": "LLM.int8: no activation reaches its threshold of 6; columns that do are gathered"
+        " in 16 bit beside the int8 product",
+        "int8-torchao": "torchao Int8WeightOnlyConfig, in eager mode: each product makes the weight"
+        " in 16 bit",
+        "int4-torchao": "torchao Int4WeightOnlyConfig: groups of 128, tile_packed_to_4d",
+        "fp8": "torchao Float8WeightOnlyConfig: e4m3 with a scale a row, in eager mode: each"
+        " product makes the weight whole",
+    }
+    if stored == "none":
+        return ()
+    found = [
+        lines.get(
+            stored,
+            "bitsandbytes 0.50 chooses between fused 4-bit products and whole"
+            " weights; earlier versions fuse one row alone",
+        )
+    ]
+    if training and stored in BITSANDBYTES:
+        rest = "16 bit" if strategy.policy.compute == "half" else "fp32"
+        found.append(
+            f"weights that stay as they are: {rest} ({strategy.precision}); peft's"
+            " prepare_model_for_kbit_training makes them fp32 and turns recompute on"
+        )
+    return tuple(found)

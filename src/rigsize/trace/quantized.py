@@ -54,7 +54,8 @@ def quantize(
     quantizer = _quantizer(base, method, dtype, training=training)
     linear = {name: module for name, module in base.named_modules() if _has_matrix(module)}
     quantizer.preprocess_model(base, device_map=None)
-    for name, module in linear.items():
+    while linear:  # each weight goes when it has become the other
+        name, module = linear.popitem()
         place = module.weight.device if device is None else torch.device(device)
         _store(base, quantizer, name, module.weight.detach().to(place, dtype))
         made = base.get_submodule(name)
@@ -75,7 +76,10 @@ def _quantizer(model: Any, method: str, dtype: torch.dtype, *, training: bool) -
     from transformers.quantizers.auto import AutoHfQuantizer
     from transformers.quantizers.base import HfQuantizer
 
-    skipped = [*HfQuantizer.get_modules_to_not_convert(model), *TRAINED_HEADS] if training else None
+    asked = getattr(model.config, "quantization_config", None)  # a quantised checkpoint's own
+    skipped = asked.get("llm_int8_skip_modules") if isinstance(asked, dict) else None
+    if training:
+        skipped = [*(skipped or HfQuantizer.get_modules_to_not_convert(model)), *TRAINED_HEADS]
     make = _bitsandbytes if method in ("nf4", "nf4-double", "int8") else _torchao
     return AutoHfQuantizer.from_config(make(method, dtype, skipped), pre_quantized=False)
 

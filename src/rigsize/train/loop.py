@@ -16,6 +16,7 @@ import torch
 from rigsize.errors import SizingError
 from rigsize.run.record import Record
 from rigsize.run.step import train_step
+from rigsize.run.supply import lasting
 from rigsize.texts.tokenizer import load_tokenizer, tokenizer_place
 from rigsize.trace.capture import quiet_transformers
 from rigsize.trace.model import named_tensors
@@ -363,11 +364,7 @@ class _Trainer:
     def _kept(self, step: Step) -> Iterator[torch.Tensor]:
         """What lives through a step: parameters, buffers, states, masters, the largest batch."""
         model, optimizer = self.parts.model, self.parts.optimizer
-        tensors: list[Any] = [*model.parameters(), *model.buffers()]
-        for group in optimizer.param_groups:
-            tensors += group["params"]
-        for values in optimizer.state.values():
-            tensors += [value for value in values.values() if isinstance(value, torch.Tensor)]
+        tensors: list[Any] = [*lasting(model, optimizer)]
         tensors += named_tensors(step.micro_batches[-1].inputs).values()
         for tensor in tensors:
             yield tensor.to_local() if hasattr(tensor, "to_local") else tensor
