@@ -121,7 +121,8 @@ class Lowering:
         for event in self.body.templates[number]:
             start = len(out)
             getattr(self, f"_{event.kind}")(out, event, phase, group)
-            if group and event.module.startswith(self._layer_paths):
+            own = event.kind == "gradient" or event.module.startswith(self._layer_paths)
+            if group and own:
                 span = (span[0] if span else start, len(out))
         if span is not None:
             self.result.spans[number, group] = span
