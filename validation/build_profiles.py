@@ -64,6 +64,8 @@ google/pegasus-large
 LENGTH_MATTERS = ("mamba",)
 """Their reference code loops over positions: a profile would hold for a single length."""
 COMPUTES = ("fp32", "amp", "half")
+SAVED = ("fp32", "amp")
+"""Of `--offload activations`."""
 CLASSIFYING_DECODERS = (
     "meta-llama/Llama-3.1-8B",
     "meta-llama/Llama-3.2-1B",
@@ -131,7 +133,8 @@ def _encoder(model: BundledModel) -> tuple[list[TraceKey], list[TraceKey]]:
         second += _recomputed(model, task, COMPUTES)
     if model.id in SEED:
         unpadded = [_key(model, t, c, padded=False) for t in tasks for c in ("fp32", "amp")]
-        return first + unpadded + _lean(model) + second, []
+        saved = [replace(_key(model, t, c), saves_on_host=True) for t in tasks for c in SAVED]
+        return first + unpadded + _lean(model) + saved + second, []
     return first, second
 
 
@@ -331,6 +334,7 @@ def describe(key: TraceKey) -> str:
     words += [] if key.loss == "all" else [key.loss]
     words += [f"one row, {key.unpadded}"] if key.unpadded else []
     words += [] if key.padded or key.unpadded else ["unpadded"]
+    words += ["saved on host"] if key.saves_on_host else []
     return " ".join(words)
 
 
