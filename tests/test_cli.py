@@ -242,6 +242,24 @@ def test_what_a_later_release_answers_is_refused_by_name(flag: str, value: str, 
     assert value in err
 
 
+@pytest.mark.parametrize("what", ["optimizer", "activations"])
+def test_inference_has_nothing_to_offload(what: str, answering: Ran) -> None:
+    code, _, err = answering(*BASE, "--use", "inference", "--offload", what)
+    assert code == 0
+    assert f"--offload {what} has no effect on inference" in err
+
+
+@pytest.mark.parametrize("size", ["64GiB", "1GiB"])
+def test_the_host_is_checked_too(size: str, answering: Ran) -> None:
+    code, out, _ = answering(*BASE, "--host-memory", size, "--max-length", "128", "--json")
+    document = json.loads(out)
+    fits = size == "64GiB"
+    assert code == (0 if fits else 3)
+    assert document["fit"]["host_verdict"] == ("fits" if fits else "does_not_fit")
+    assert document["fit"]["verdict"] == document["fit"]["host_verdict"]
+    assert sum(row["bytes"] for row in document["host"]["ledger"]) == document["host"]["peak_bytes"]
+
+
 @pytest.mark.parametrize("verb", VERBS_LATER)
 def test_later_verbs(verb: str, ran: Ran) -> None:
     code, out, err = ran(verb)

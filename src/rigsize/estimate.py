@@ -160,6 +160,7 @@ def estimate(
             strategy,
             mesh_of(strategy, cluster),
             saved=program.saved_on_host,
+            paged_bytes=program.paged_bytes,
             tensors_bytes=played.allocated_peak_bytes if accelerator.is_cpu else None,
         )
     )

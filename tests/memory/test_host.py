@@ -42,6 +42,7 @@ def test_one_card_by_hand() -> None:
     rows = Moments(run()).rows()
     texts = {"data.texts": 1000 * (128 * 4 + 8), "data.batches": 2 * 1000, "pinned.rounding": 0}
     assert rows["loading"] == {"load.checkpoint": 16 * MIB, "load.weights": 0, **texts}
+    texts["offload.paged_states"] = 0
     assert rows["a step"] == texts
     # Weights, two moments and four step counters; on the host a copy and the file's bytes.
     assert rows["saving a checkpoint"] == {"checkpoint": 2 * (48 * MIB + 16), **texts}
@@ -76,6 +77,12 @@ def test_saved_activations_are_there_in_a_step_and_cached_after() -> None:
     assert rows["a step"]["pinned.rounding"] == MIB
     assert rows["exporting the model"]["offload.activations"] == 3 * MIB
     assert "offload.activations" not in rows["loading"]
+
+
+def test_paged_states_are_pages_of_the_host() -> None:
+    rows = Moments(replace(run(2, parallel="ddp"), paged_bytes=MIB)).rows()
+    assert rows["a step"]["offload.paged_states"] == 2 * MIB
+    assert "offload.paged_states" not in rows["loading"]
 
 
 def test_inference_loads_and_runs() -> None:

@@ -130,7 +130,19 @@ def test_the_suite_of_real_runs_begins_with_the_seeds_rows() -> None:
     assert {spec.strategy.offload for spec in RUNS} == {"none", "cpu"}
 
 
-@pytest.mark.parametrize("spec", RUNS, ids=lambda spec: spec.id)
+SHARDING = read_specs(ROOT / "benchmarks" / "gpu" / "suite_sharding.toml")
+
+
+def test_the_suite_of_offload_has_each_kind() -> None:
+    assert {spec.strategy.offload for spec in SHARDING} >= {
+        "none",
+        "cpu",
+        "optimizer",
+        "activations",
+    }
+
+
+@pytest.mark.parametrize("spec", [*RUNS, *SHARDING], ids=lambda spec: spec.id)
 def test_every_real_run_could_be_made(spec: Spec) -> None:
     source = resolve_model(spec.workload.model, allow_network=False)
     check_job(source, spec.workload, spec.strategy, "cuda", steps=spec.steps, options=spec.options)

@@ -55,6 +55,7 @@ def run_of(
     mesh: Mesh,
     *,
     saved: Mapping[str, list[int]],
+    paged_bytes: int,
     tensors_bytes: int | None,
 ) -> HostRun:
     """The run as the host sees it, from what was traced of it."""
@@ -77,6 +78,7 @@ def run_of(
         batch_bytes=batch_bytes,
         file_itemsize=_file_itemsize(source),
         saved=saved,
+        paged_bytes=paged_bytes,
         tensors_bytes=tensors_bytes,
     )
 

@@ -46,6 +46,8 @@ class HostRun:
     """Bytes a weight of the published file: 4 or 2."""
     saved: Mapping[str, Sequence[int]]
     """Copies that the forward pass saves on the host (`Program.saved_on_host`)."""
+    paged_bytes: int = 0
+    """States of a rank in CUDA managed memory, whose pages are the host's when evicted."""
     tensors_bytes: int | None = None
     """Where the host is the run's device: the peak of all tensors of a rank. None elsewhere."""
 
@@ -110,7 +112,11 @@ class Moments:
         }
 
     def _stepping(self) -> Rows:
-        return self._held(self.items) | self._of_tensors(self.run.tensors_bytes or 0)
+        return (
+            self._held(self.items)
+            | self._of_tensors(self.run.tensors_bytes or 0)
+            | {"offload.paged_states": self.run.ranks * self.run.paged_bytes}
+        )
 
     def _saving(self) -> Rows:
         """A file is made in memory before it is written; of a card's tensors there is a copy too.
@@ -138,9 +144,9 @@ class Moments:
         kept = ("offload.parameters", "offload.master_copy", "offload.optimizer_states")
         shard = run.mesh.shard
         resting = -(-(_bytes_of(run.weights) + self._states_bytes) // shard)
-        return self._held(
-            item for item in self.items if item.pinned or item.row in kept
-        ) | self._of_tensors(resting)
+        held = self._held(item for item in self.items if item.pinned or item.row in kept)
+        paged = {"offload.paged_states": run.ranks * run.paged_bytes}
+        return held | self._of_tensors(resting) | paged
 
     # -- parts ----------------------------------------------------------------------------------
 
