@@ -227,9 +227,14 @@ def test_two_nodes_are_the_same_command_under_torchrun(folder: Path) -> None:
     command = typed(folder, "nodes", "--parallel", "fsdp", "--no-checkpoint", batch_size="4")
     command += ["--log-every", "1", "--no-predict", "--no-export"]
     nodes = [start([*launcher, "-m", "rigsize", *command]) for _ in range(2)]
-    for node in nodes:
-        _, said = node.communicate(timeout=180)
-        assert node.returncode == 0, said
+    try:
+        for node in nodes:
+            _, said = node.communicate(timeout=300)
+            assert node.returncode == 0, said
+    finally:  # one that waits for the other would outlive the test
+        for node in nodes:
+            node.kill()
+            node.wait()
     one = typed(folder, "node", "--no-checkpoint", "--log-every", "1", "--no-predict")
     assert run([*one, "--no-export"]) == 0
     assert _losses(folder / "nodes") == pytest.approx(_losses(folder / "node"), abs=1e-5)

@@ -1,0 +1,1 @@
+"""The article's claims, each with our figure: `python -m validation.article`."""
