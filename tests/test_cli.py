@@ -41,7 +41,7 @@ TRAIN = set(
 OPTIONS = {
     "compare": JOB - {"--data"} | {"--gpus", "--record"},
     "estimate": JOB | {"--gpus", "--headroom", "--host-memory", "--fail-over", "--explain"},
-    "table": {"--json"},
+    "table": {"--use", "--json"},
     "measure": JOB | DATA | MEASURE,
     "train": JOB | DATA | TRAIN,
     "data": DATA - {"--data"} | {"--task", "--max-length", "--batch-size", "--out", "--json"},

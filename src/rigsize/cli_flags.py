@@ -240,7 +240,12 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         *_FROM,
         _JSON,
     ),
-    "table": (_JSON,),
+    "table": (
+        _flag(
+            "use", "USE", "fine-tuning or pre-training alone; inference: the table it announces."
+        ),
+        _JSON,
+    ),
     "measure": (
         *_WHAT,
         *_HOW,

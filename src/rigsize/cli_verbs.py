@@ -20,6 +20,8 @@ from rigsize.cli_job import (
 )
 from rigsize.errors import SpecError
 from rigsize.program.mesh import mesh_of
+from rigsize.spec.checks import one_of
+from rigsize.spec.workload import USES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -122,12 +124,35 @@ def _notes(job: Job, target: Target, auto: bool, any_fits: bool) -> Iterator[str
 
 
 def table_verb(given: Given) -> int:
-    """`rigsize table`."""
+    """`rigsize table`: what the article prints, or with `--use inference` what it announces."""
+    use = given.get("use")
+    if use is not None:
+        one_of("use", str(use), USES)
+    return _inference_table(given) if use == "inference" else _seed_table(given)
+
+
+def _inference_table(given: Given) -> int:
+    from rigsize.report.inference import inference_document, inference_text
+    from rigsize.seed_inference import INFERENCE_RECIPE, predict_inference
+    from rigsize.seed_table import CLASS_CARDS
+
+    with waiting("tracing the article's models, which takes a minute the first time"):
+        rows = predict_inference()
+    more = (INFERENCE_RECIPE, CLASS_CARDS)
+    print_answer(
+        lambda: inference_document(rows, *more),
+        bool(given.get("json")),
+        lambda: inference_text(rows, *more),
+    )
+    return 0
+
+
+def _seed_table(given: Given) -> int:
     from rigsize.report.table import table_document, table_text
     from rigsize.seed_table import CLASS_CARDS, FOOTNOTES, RECIPE, predict_table
 
     with waiting("tracing the article's models, which takes a minute the first time"):
-        rows = predict_table()
+        rows = [row for row in predict_table() if given.get("use") in (None, row.table)]
     more = (RECIPE, FOOTNOTES, CLASS_CARDS)
     print_answer(
         lambda: table_document(rows, *more),

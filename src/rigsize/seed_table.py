@@ -8,16 +8,19 @@ article ran on.
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rigsize.estimate import estimate
+from rigsize.estimate import Estimate, estimate
 from rigsize.hardware import Accelerator, find_accelerator
 from rigsize.memory.replay import replay
 from rigsize.models import resolve_model
 from rigsize.program.build import Program
+from rigsize.seed_settings import SettingSet, smallest_settings
 from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.units import GIB
 
 ROWS = Path(__file__).parent / "data" / "seed_rows.csv"
 MAX_LENGTH = 128
@@ -74,6 +77,12 @@ class TableRow:
     own_card_class_gb: int | None = None
     """The class the reserved peak on the article's own card falls in."""
     own_card_reserved_bytes: int | None = None
+    host_peak_bytes: int | None = None
+    """Of the node, all its ranks together."""
+    stated: str = ""
+    """How the article says that it ran, as predicted."""
+    settings: tuple[str, ...] = ()
+    """The smallest sets of other settings with which the published class comes out."""
     margin_below_bytes: int | None = None
     """Need less the usable bytes of the next smaller class."""
     margin_above_bytes: int | None = None
@@ -89,36 +98,88 @@ def predict_table() -> list[TableRow]:
 
 
 def _predict(row: dict[str, str]) -> TableRow:
-    if int(row["num_gpus"]) > 1:
-        note = f"{row['training_type']} over {row['num_gpus']} GPUs: sharding is not answered yet"
-        return _row(row, note=note)
-    source = resolve_model(row["model"])
+    stated = _stated(row)
+    answer = _estimate(row, stated)
+    need = answer.memory.device_peak_bytes
+    assert need is not None
+    found, published = _class_of_run(answer), int(row["published_size_class_gb"])
+    verdict = verdict_of(need, found, published)
+    note, settings = _note(need, found), ()
+    if verdict == "missed" and stated.parallel != "single":
+        settings = _unstated(row, stated, published)
+        note = _settings_note(need, found, settings)
+        verdict = "impossible_as_stated" if found is None or found > published else verdict
+    below = _next_below(published)
+    return _row(
+        row,
+        stated=_words_of(stated),
+        device_peak_bytes=need,
+        size_class_gb=found,
+        size_class_card=CLASS_CARDS.get(found or 0, ""),
+        own_card_class_gb=class_of(need),
+        own_card_reserved_bytes=answer.memory.reserved_peak_bytes,
+        host_peak_bytes=answer.host.peak_bytes,
+        margin_below_bytes=None if below is None else need - usable_bytes(below),
+        margin_above_bytes=usable_bytes(published) - need,
+        verdict=verdict,
+        settings=tuple(str(one) for one in settings),
+        note=note,
+    )
+
+
+def _stated(row: dict[str, str]) -> Strategy:
+    """What the article says of a row: FSDP with CPU offload, DDP, or one GPU."""
+    parallel = {"Single": "single", "DDP": "ddp", "FSDP": "fsdp"}[row["training_type"]]
+    return Strategy(
+        micro_batch=int(row["micro_batch"]),
+        accumulation=int(row["accumulation"]),
+        parallel=parallel,
+        offload="cpu" if parallel == "fsdp" else "none",
+    )
+
+
+def _words_of(strategy: Strategy) -> str:
+    offload = " with CPU offload" if strategy.offload == "cpu" else ""
+    return {"single": "one GPU", "ddp": "DDP"}.get(strategy.parallel, "FSDP") + offload
+
+
+def _estimate(row: dict[str, str], strategy: Strategy) -> Estimate:
     workload = Workload(
         model=row["model"],
         task=row["task"],
         use=row["table"],
         max_length=MAX_LENGTH,
     )
-    strategy = Strategy(micro_batch=int(row["micro_batch"]), accumulation=int(row["accumulation"]))
-    own = find_accelerator(row["gpu"])
-    answer = estimate(source, workload, strategy, Cluster(accelerator=own))
-    found = size_class(answer.program, answer.memory.allocated_peak_bytes)
-    need = answer.memory.device_peak_bytes
-    assert need is not None
-    published = int(row["published_size_class_gb"])
-    below = _next_below(published)
-    return _row(
-        row,
-        device_peak_bytes=need,
-        size_class_gb=found,
-        size_class_card=CLASS_CARDS.get(found or 0, ""),
-        own_card_class_gb=class_of(need),
-        own_card_reserved_bytes=answer.memory.reserved_peak_bytes,
-        margin_below_bytes=None if below is None else need - usable_bytes(below),
-        margin_above_bytes=usable_bytes(published) - need,
-        verdict=verdict_of(need, found, published),
-        note=_note(need, found),
-    )
+    cluster = Cluster(accelerator=find_accelerator(row["gpu"]), per_node=int(row["num_gpus"]))
+    return estimate(resolve_model(row["model"]), workload, strategy, cluster)
+
+
+def _unstated(row: dict[str, str], stated: Strategy, published_gb: int) -> tuple[SettingSet, ...]:
+    """The smallest sets of other settings with which the row falls in the published class."""
+
+    def reproduces(strategy: Strategy) -> bool:
+        return _class_of_run(_estimate(row, strategy)) == published_gb
+
+    return tuple(smallest_settings(stated, reproduces))
+
+
+def _class_of_run(answer: Estimate) -> int | None:
+    memory = answer.memory
+    assert memory.device_peak_bytes is not None
+    assert memory.reserved_peak_bytes is not None
+    outside = memory.device_peak_bytes - memory.reserved_peak_bytes
+    own = answer.cluster.accelerator.context_bytes.value.mid
+    return size_class(answer.program, memory.allocated_peak_bytes, outside - own)
+
+
+def _settings_note(need_bytes: int, found_gb: int | None, settings: Sequence[SettingSet]) -> str:
+    """Why the stated settings cannot be all, and which others give the class."""
+    found = "past 80" if found_gb is None else str(found_gb)
+    words = f"as stated it needs {need_bytes / GIB:.1f} GiB, class {found}"
+    if not settings:
+        return f"{words}; no three other settings reproduce the class"
+    against = " (against the article's words)" if settings[0].contradicts else ""
+    return f"{words}; reproduced{against} with " + ", or with ".join(str(one) for one in settings)
 
 
 def _row(row: dict[str, str], **predicted: object) -> TableRow:
@@ -149,10 +210,12 @@ def usable_bytes(size_class_gb: int) -> int:
     return capacity
 
 
-def size_class(program: Program, allocated_peak_bytes: int) -> int | None:
+def size_class(
+    program: Program, allocated_peak_bytes: int, communicator_bytes: int = 0
+) -> int | None:
     """The smallest class on whose card the replay ends; None past 80 GB."""
     for size in CLASS_CARDS:
-        free = usable_bytes(size) - _card(size).context_bytes.value.mid
+        free = usable_bytes(size) - _card(size).context_bytes.value.mid - communicator_bytes
         if allocated_peak_bytes > free:
             continue
         if replay(program, capacity_bytes=free).out_of_memory is None:

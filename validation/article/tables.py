@@ -98,7 +98,7 @@ def size_classes() -> Finding:
 
 @claim
 def same_time_per_batch() -> Finding:
-    """XXL has three times XL's parameters, takes its time a batch and half its epoch on twice GPUs."""
+    """XXL, three times as large, takes XL's time a batch: half the epoch on twice the GPUs."""
     rows = {
         row["model"].rpartition("-")[2]: row for row in _seed() if row["table"] == "fine-tuning"
     }
