@@ -11,6 +11,7 @@ import re
 from rigsize.errors import SpecError
 
 __all__ = [
+    "GB",
     "GIB",
     "KIB",
     "MIB",
@@ -27,6 +28,7 @@ __all__ = [
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
+GB = 10**9
 
 _BYTE_UNITS = {
     "b": 1,

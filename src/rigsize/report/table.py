@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rigsize.report.document import NOT_YET, unknown
-from rigsize.units import GIB
+from rigsize.units import GB, GIB
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,9 +22,9 @@ _TITLES = {
 }
 _COLUMNS = (
     *("model", "GPUs", "batch\nx acc.", "published\nGB", "predicted\nGB", "peak\nGiB"),
-    *("margins\nGiB", "verdict"),
+    *("margins\nGiB", "host GB,\npublished", "host GB,\npredicted", "verdict"),
 )
-_NUMBERS = _COLUMNS[2:7]
+_NUMBERS = _COLUMNS[2:9]
 
 
 def table_text(
@@ -69,8 +69,18 @@ def _cells(row: TableRow, notes: list[str]) -> list[str]:
         _class(row),
         "" if row.device_peak_bytes is None else f"{row.device_peak_bytes / GIB:.2f}",
         _margins(row),
+        f"{row.published_host_gb:g}",
+        _host(row),
         _words(row.verdict) + _mark(row.note, notes),
     ]
+
+
+def _host(row: TableRow) -> str:
+    """Decimal GB of the node as the article counts, and how far that is from its figure."""
+    error = row.host_error
+    if row.host_peak_bytes is None or error is None:
+        return ""
+    return f"{row.host_peak_bytes / GB:.0f} ({error:+.0%})"
 
 
 def _class(row: TableRow) -> str:
@@ -131,6 +141,8 @@ def _row(row: TableRow) -> dict[str, Any]:
             "host_gb": row.published_host_gb,
         },
         "predicted": _predicted(row),
+        "stated": row.stated,
+        "settings": list(row.settings),
         "verdict": row.verdict,
         "note": row.note,
     }
@@ -154,7 +166,12 @@ def _predicted(row: TableRow) -> dict[str, Any]:
         value = getattr(row, key)
         document |= unknown(key, reason) if value is None else {key: value}
     document["size_class_card"] = row.size_class_card
-    document |= unknown("host_peak_bytes", NOT_YET)
+    host = row.host_peak_bytes
+    document |= (
+        unknown("host_peak_bytes", NOT_YET)
+        if host is None
+        else {"host_peak_bytes": host, "host_error": row.host_error}
+    )
     hours: dict[str, Any] = {}
     for key in ("p10", "p50", "p90"):
         hours |= unknown(key, NOT_YET)
