@@ -57,6 +57,19 @@ FOOTNOTES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """A set of unstated settings with which a row comes out, and what it then needs."""
+
+    settings: SettingSet
+    device_peak_bytes: int
+    host_peak_bytes: int
+
+    def __str__(self) -> str:
+        device, host = self.device_peak_bytes / GIB, self.host_peak_bytes / GB
+        return f"{self.settings} ({device:.1f} GiB, host {host:.0f} GB)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
     """One published row and its prediction; bytes are of one device."""
 
@@ -81,7 +94,7 @@ class TableRow:
     """Of the node, all its ranks together."""
     stated: str = ""
     """How the article says that it ran, as predicted."""
-    settings: tuple[str, ...] = ()
+    settings: tuple[Reproduction, ...] = ()
     """The smallest sets of other settings with which the published class comes out."""
     margin_below_bytes: int | None = None
     """Need less the usable bytes of the next smaller class."""
@@ -111,8 +124,8 @@ def _predict(row: dict[str, str]) -> TableRow:
     assert need is not None
     found, published = _class_of_run(answer), int(row["published_size_class_gb"])
     verdict = verdict_of(need, found, published)
-    note, settings = _note(need, found), tuple[SettingSet, ...]()
-    if verdict == "missed" and stated.parallel != "single":
+    note, settings = _note(need, found), tuple[Reproduction, ...]()
+    if verdict == "missed":
         settings = _unstated(row, stated, published)
         note = _settings_note(need, found, settings)
         verdict = "impossible_as_stated" if found is None or found > published else verdict
@@ -129,7 +142,7 @@ def _predict(row: dict[str, str]) -> TableRow:
         margin_below_bytes=None if below is None else need - usable_bytes(below),
         margin_above_bytes=usable_bytes(published) - need,
         verdict=verdict,
-        settings=tuple(str(one) for one in settings),
+        settings=settings,
         note=note,
     )
 
@@ -161,13 +174,26 @@ def _estimate(row: dict[str, str], strategy: Strategy) -> Estimate:
     return estimate(resolve_model(row["model"]), workload, strategy, cluster)
 
 
-def _unstated(row: dict[str, str], stated: Strategy, published_gb: int) -> tuple[SettingSet, ...]:
+def _unstated(row: dict[str, str], stated: Strategy, published_gb: int) -> tuple[Reproduction, ...]:
     """The smallest sets of other settings with which the row falls in the published class."""
+    answers: dict[Strategy, Estimate] = {}
 
     def reproduces(strategy: Strategy) -> bool:
-        return _class_of_run(_estimate(row, strategy)) == published_gb
+        answers[strategy] = _estimate(row, strategy)
+        return _class_of_run(answers[strategy]) == published_gb
 
-    return tuple(smallest_settings(stated, reproduces))
+    return tuple(
+        _reproduction(found, answers[found.strategy])
+        for found in smallest_settings(stated, reproduces)
+    )
+
+
+def _reproduction(found: SettingSet, answer: Estimate) -> Reproduction:
+    device = answer.memory.device_peak_bytes
+    assert device is not None
+    return Reproduction(
+        settings=found, device_peak_bytes=device, host_peak_bytes=answer.host.peak_bytes
+    )
 
 
 def _class_of_run(answer: Estimate) -> int | None:
@@ -179,13 +205,13 @@ def _class_of_run(answer: Estimate) -> int | None:
     return size_class(answer.program, memory.allocated_peak_bytes, outside - own)
 
 
-def _settings_note(need_bytes: int, found_gb: int | None, settings: Sequence[SettingSet]) -> str:
+def _settings_note(need_bytes: int, found_gb: int | None, settings: Sequence[Reproduction]) -> str:
     """Why the stated settings cannot be all, and which others give the class."""
     found = "past 80" if found_gb is None else str(found_gb)
     words = f"as stated it needs {need_bytes / GIB:.1f} GiB, class {found}"
     if not settings:
         return f"{words}; no three other settings reproduce the class"
-    against = " (against the article's words)" if settings[0].contradicts else ""
+    against = " (against the article's words)" if settings[0].settings.contradicts else ""
     return f"{words}; reproduced{against} with " + ", or with ".join(str(one) for one in settings)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from rigsize.seed_table import TableRow
+    from rigsize.seed_table import Reproduction, TableRow
 
 __all__ = ["table_document", "table_text"]
 
@@ -142,9 +142,19 @@ def _row(row: TableRow) -> dict[str, Any]:
         },
         "predicted": _predicted(row),
         "stated": row.stated,
-        "settings": list(row.settings),
+        "settings": [_reproduction(found) for found in row.settings],
         "verdict": row.verdict,
         "note": row.note,
+    }
+
+
+def _reproduction(found: Reproduction) -> dict[str, Any]:
+    return {
+        "name": str(found.settings),
+        "changes": {k: v for s in found.settings.settings for k, v in s.changes.items()},
+        "contradicts_the_article": found.settings.contradicts,
+        "device_peak_bytes": found.device_peak_bytes,
+        "host_peak_bytes": found.host_peak_bytes,
     }
 
 
