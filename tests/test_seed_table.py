@@ -126,25 +126,51 @@ def test_seven_rows_reproduced_and_one_on_the_edge(rows: list[TableRow]) -> None
     assert -EDGE * usable_bytes(16) <= edge.margin_above_bytes < 0
 
 
-def test_rows_over_several_devices_are_not_answered(rows: list[TableRow]) -> None:
-    several = [row for row in rows if row.num_gpus > 1]
-    assert {row.verdict for row in several} == {"not_answered_yet"}
-    assert all("sharding is not answered yet" in row.note for row in several)
-    assert all(row.device_peak_bytes is None for row in several)
+def test_ddp_of_xl_is_impossible_and_sharding_with_offload_gives_its_class(
+    rows: list[TableRow],
+) -> None:
+    (ddp,) = [row for row in rows if row.training_type == "DDP"]
+    assert ddp.verdict == "impossible_as_stated"
+    # Weights, gradients and their buckets, two moments: 20 bytes of 3.48 billion parameters.
+    assert ddp.device_peak_bytes is not None
+    assert ddp.device_peak_bytes > 20 * 3_482_493_443
+    (found,) = ddp.settings
+    assert str(found.settings) == "FSDP with CPU offload instead of DDP"
+    assert found.settings.contradicts
+
+
+def test_one_unstated_setting_gives_all_rows_of_fsdp(rows: list[TableRow]) -> None:
+    sharded = [row for row in rows if row.training_type == "FSDP"]
+    assert [row.verdict for row in sharded] == [
+        "reproduced",
+        *["reproduced_with_unstated_settings"] * 3,
+    ]
+    for row in sharded[1:]:
+        assert [str(found.settings) for found in row.settings] == [
+            "blocks kept whole after forward"
+        ]
+
+
+def test_host_memory_of_offloaded_rows_is_near_the_articles(rows: list[TableRow]) -> None:
+    offloaded = [row.host_error for row in rows if row.training_type == "FSDP"]
+    assert all(error is not None and abs(error) < 0.26 for error in offloaded), offloaded
 
 
 def test_margins_and_verdicts_follow_from_the_bytes(rows: list[TableRow]) -> None:
     for row in rows:
         need = row.device_peak_bytes
-        if need is None:
-            continue
+        assert need is not None
         assert row.margin_above_bytes == usable_bytes(row.published_size_class_gb) - need
         assert (row.margin_below_bytes is None) == (row.published_size_class_gb == 8)
-        assert row.verdict == verdict_of(need, row.size_class_gb, row.published_size_class_gb)
-        assert row.size_class_card == CLASS_CARDS[row.size_class_gb or 0]
+        either = class_of(need) == row.published_size_class_gb
+        found = row.published_size_class_gb if either else row.size_class_gb
+        said = verdict_of(need, found, row.published_size_class_gb)
+        assert row.verdict == said or (said == "missed" and row.settings)
+        assert row.size_class_card == CLASS_CARDS.get(row.size_class_gb or 0, "")
         assert row.own_card_class_gb == class_of(need)
         assert row.own_card_reserved_bytes is not None
-        assert 0 < need - row.own_card_reserved_bytes < GIB  # the context
+        outside = 1 if row.num_gpus == 1 else 3  # the context; beside several cards NCCL, too
+        assert 0 < need - row.own_card_reserved_bytes < outside * GIB
 
 
 def test_the_batch_that_ran_is_the_articles(rows: list[TableRow]) -> None:

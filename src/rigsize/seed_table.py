@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rigsize.estimate import Estimate, estimate
+from rigsize.estimate import Estimate, build, estimate, profile_for
 from rigsize.hardware import Accelerator, find_accelerator
-from rigsize.memory.replay import replay
-from rigsize.models import resolve_model
+from rigsize.memory.outside import outside
+from rigsize.memory.replay import replay, replay_exact
+from rigsize.models import ModelSource, resolve_model
+from rigsize.point import point_of
 from rigsize.program.build import Program
 from rigsize.seed_settings import SettingSet, smallest_settings
 from rigsize.spec import Cluster, Strategy, Workload
@@ -122,13 +124,15 @@ def _predict(row: dict[str, str]) -> TableRow:
     answer = _estimate(row, stated)
     need = answer.memory.device_peak_bytes
     assert need is not None
-    found, published = _class_of_run(answer), int(row["published_size_class_gb"])
-    verdict = verdict_of(need, found, published)
+    found = size_class(answer.program, answer.memory.allocated_peak_bytes)
+    published = int(row["published_size_class_gb"])
+    either = published if published == class_of(need) else found
+    verdict = verdict_of(need, either, published)
     note, settings = _note(need, found), tuple[Reproduction, ...]()
     if verdict == "missed":
-        settings = _unstated(row, stated, published)
+        settings = _unstated(row, stated, published, answer.parameters.model)
         note = _settings_note(need, found, settings)
-        verdict = "impossible_as_stated" if found is None or found > published else verdict
+        verdict = _verdict_with(settings, found, published)
     below = _next_below(published)
     return _row(
         row,
@@ -145,6 +149,13 @@ def _predict(row: dict[str, str]) -> TableRow:
         settings=settings,
         note=note,
     )
+
+
+def _verdict_with(settings: Sequence[Reproduction], found_gb: int | None, published_gb: int) -> str:
+    """What to say of a row that its stated settings alone do not give."""
+    if settings and not settings[0].settings.contradicts:
+        return "reproduced_with_unstated_settings"
+    return "impossible_as_stated" if found_gb is None or found_gb > published_gb else "missed"
 
 
 def _stated(row: dict[str, str]) -> Strategy:
@@ -164,6 +175,11 @@ def _words_of(strategy: Strategy) -> str:
 
 
 def _estimate(row: dict[str, str], strategy: Strategy) -> Estimate:
+    source, workload, cluster = _question(row)
+    return estimate(source, workload, strategy, cluster)
+
+
+def _question(row: dict[str, str]) -> tuple[ModelSource, Workload, Cluster]:
     workload = Workload(
         model=row["model"],
         task=row["task"],
@@ -171,21 +187,57 @@ def _estimate(row: dict[str, str], strategy: Strategy) -> Estimate:
         max_length=MAX_LENGTH,
     )
     cluster = Cluster(accelerator=find_accelerator(row["gpu"]), per_node=int(row["num_gpus"]))
-    return estimate(resolve_model(row["model"]), workload, strategy, cluster)
+    return resolve_model(row["model"]), workload, cluster
 
 
-def _unstated(row: dict[str, str], stated: Strategy, published_gb: int) -> tuple[Reproduction, ...]:
+def _unstated(
+    row: dict[str, str], stated: Strategy, published_gb: int, parameters: int
+) -> tuple[Reproduction, ...]:
     """The smallest sets of other settings with which the row falls in the published class."""
-    answers: dict[Strategy, Estimate] = {}
 
     def reproduces(strategy: Strategy) -> bool:
-        answers[strategy] = _estimate(row, strategy)
-        return _class_of_run(answers[strategy]) == published_gb
+        least = _states_bytes(strategy, parameters, int(row["num_gpus"]))
+        if least > usable_bytes(published_gb):
+            return False
+        program = _program(row, strategy)
+        least = replay_exact(program).allocated_peak_bytes
+        return _falls_in(program, least, published_gb, find_accelerator(row["gpu"]))
 
-    return tuple(
-        _reproduction(found, answers[found.strategy])
-        for found in smallest_settings(stated, reproduces)
-    )
+    found = smallest_settings(stated, reproduces)
+    return tuple(_reproduction(one, _estimate(row, one.strategy)) for one in found)
+
+
+def _states_bytes(strategy: Strategy, parameters: int, ranks: int) -> int:
+    """Weights, gradients and AdamW's states of one rank: a bound from below, without a Program."""
+    if strategy.offload == "cpu":
+        return 0
+    policy = strategy.policy
+    gradients = policy.gradient_bytes * (2 if _has_buckets(strategy) else 1)
+    each = policy.weight_bytes + gradients + policy.master_bytes + 2 * policy.state_bytes
+    return each * parameters // (ranks if strategy.parallel == "fsdp" else 1)
+
+
+def _has_buckets(strategy: Strategy) -> bool:
+    return strategy.parallel == "ddp" and not strategy.bucket_view
+
+
+def _falls_in(program: Program, least_bytes: int, size_class_gb: int, own: Accelerator) -> bool:
+    """Whether it ends in the class and in none below, or reserves so much on its own card."""
+    if not _ends_on(program, least_bytes, size_class_gb):
+        return False
+    below = _next_below(size_class_gb)
+    if below is None or not _ends_on(program, least_bytes, below):
+        return True
+    assert own.capacity_bytes is not None
+    beside = outside(program.mesh, own).mid
+    played = replay(program, capacity_bytes=own.capacity_bytes - beside)
+    return class_of(played.reserved_peak_bytes + beside) == size_class_gb
+
+
+def _program(row: dict[str, str], strategy: Strategy) -> Program:
+    source, workload, cluster = _question(row)
+    profile = profile_for(source, workload, strategy, cluster.accelerator)
+    return build(source, profile, strategy, cluster, point_of(workload, strategy))
 
 
 def _reproduction(found: SettingSet, answer: Estimate) -> Reproduction:
@@ -194,15 +246,6 @@ def _reproduction(found: SettingSet, answer: Estimate) -> Reproduction:
     return Reproduction(
         settings=found, device_peak_bytes=device, host_peak_bytes=answer.host.peak_bytes
     )
-
-
-def _class_of_run(answer: Estimate) -> int | None:
-    memory = answer.memory
-    assert memory.device_peak_bytes is not None
-    assert memory.reserved_peak_bytes is not None
-    outside = memory.device_peak_bytes - memory.reserved_peak_bytes
-    own = answer.cluster.accelerator.context_bytes.value.mid
-    return size_class(answer.program, memory.allocated_peak_bytes, outside - own)
 
 
 def _settings_note(need_bytes: int, found_gb: int | None, settings: Sequence[Reproduction]) -> str:
@@ -243,17 +286,17 @@ def usable_bytes(size_class_gb: int) -> int:
     return capacity
 
 
-def size_class(
-    program: Program, allocated_peak_bytes: int, communicator_bytes: int = 0
-) -> int | None:
+def size_class(program: Program, allocated_peak_bytes: int) -> int | None:
     """The smallest class on whose card the replay ends; None past 80 GB."""
-    for size in CLASS_CARDS:
-        free = usable_bytes(size) - _card(size).context_bytes.value.mid - communicator_bytes
-        if allocated_peak_bytes > free:
-            continue
-        if replay(program, capacity_bytes=free).out_of_memory is None:
-            return size
-    return None
+    return next((s for s in CLASS_CARDS if _ends_on(program, allocated_peak_bytes, s)), None)
+
+
+def _ends_on(program: Program, least_bytes: int, size_class_gb: int) -> bool:
+    """Whether the replay ends on the class's card; not tried where `least_bytes` rule it out."""
+    free = usable_bytes(size_class_gb) - outside(program.mesh, _card(size_class_gb)).mid
+    if least_bytes > free:
+        return False
+    return replay(program, capacity_bytes=free).out_of_memory is None
 
 
 def class_of(device_bytes: int) -> int | None:

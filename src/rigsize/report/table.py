@@ -22,9 +22,9 @@ _TITLES = {
 }
 _COLUMNS = (
     *("model", "GPUs", "batch\nx acc.", "published\nGB", "predicted\nGB", "peak\nGiB"),
-    *("margins\nGiB", "host GB,\npublished", "host GB,\npredicted", "verdict"),
+    *("host GB, published\n/ predicted", "verdict"),
 )
-_NUMBERS = _COLUMNS[2:9]
+_NUMBERS = _COLUMNS[2:7]
 
 
 def table_text(
@@ -44,8 +44,8 @@ def table_text(
     yield ", ".join(f"{count} {_words(verdict)}" for verdict, count in counts.items()) + "."
     yield (
         "Published and predicted are size classes: the smallest card on which the replay ends."
-        " The peak is of the device on the article's own card; the margins are how far it is above"
-        " what the next smaller class leaves, and below what the published one does."
+        " The peak is of the device on the article's own card. Host memory is of the node, all its"
+        " ranks together; nothing is tuned on the article's column."
     )
     yield "\n".join(f"[{number}] {note}" for number, note in enumerate(notes, start=1))
     yield f"recipe: {recipe}"
@@ -68,19 +68,17 @@ def _cells(row: TableRow, notes: list[str]) -> list[str]:
         str(row.published_size_class_gb),
         _class(row),
         "" if row.device_peak_bytes is None else f"{row.device_peak_bytes / GIB:.2f}",
-        _margins(row),
-        f"{row.published_host_gb:g}",
         _host(row),
         _words(row.verdict) + _mark(row.note, notes),
     ]
 
 
 def _host(row: TableRow) -> str:
-    """Decimal GB of the node as the article counts, and how far that is from its figure."""
-    error = row.host_error
+    """Decimal GB of the node, the article's and ours, and how far ours is from it."""
+    error, published = row.host_error, f"{row.published_host_gb:g}"
     if row.host_peak_bytes is None or error is None:
-        return ""
-    return f"{row.host_peak_bytes / GB:.0f} ({error:+.0%})"
+        return published
+    return f"{published} / {row.host_peak_bytes / GB:.0f} ({error:+.0%})"
 
 
 def _class(row: TableRow) -> str:
@@ -101,17 +99,7 @@ def _mark(note: str, notes: list[str]) -> str:
 
 
 def _words(verdict: str) -> str:
-    return verdict.replace("_", " ")
-
-
-def _margins(row: TableRow) -> str:
-    if row.margin_above_bytes is None:
-        return ""
-    return f"{_signed(row.margin_below_bytes)} / {_signed(row.margin_above_bytes)}"
-
-
-def _signed(num_bytes: int | None) -> str:
-    return "none" if num_bytes is None else f"{num_bytes / GIB:+.2f}"
+    return verdict.removeprefix("reproduced_").replace("_", " ")
 
 
 def table_document(
