@@ -229,7 +229,6 @@ def test_bad_input_is_one_line_and_exit_2(case: str, ran: Ran) -> None:
 NOT_YET = [
     *(("--parallel", v) for v in ("zero1", "zero2", "zero3")),
     *(("--parallel", v) for v in ("tensor", "pipeline", "context", "expert")),
-    ("--recompute", "selective"),
     ("--data", "x.jsonl"),
 ]
 

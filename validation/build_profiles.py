@@ -115,7 +115,7 @@ def keys_of(model: BundledModel) -> tuple[list[TraceKey], list[TraceKey]]:
     if "masked-lm" in tasks:
         return _encoder(model)
     first = _task(model, "causal-lm")
-    first.append(_key(model, "causal-lm", "half", recompute=True))
+    first.append(_key(model, "causal-lm", "half", recompute="block"))
     first.append(_key(model, "causal-lm", "half", padded=False))
     second = _recomputed(model, "causal-lm", ("amp", "fp32"))
     if model.id in CLASSIFYING_DECODERS:
@@ -154,7 +154,7 @@ def _task(model: BundledModel, task: str) -> list[TraceKey]:
 
 
 def _recomputed(model: BundledModel, task: str, computes: Iterable[str]) -> list[TraceKey]:
-    return [_key(model, task, compute, recompute=True) for compute in computes]
+    return [_key(model, task, compute, recompute="block") for compute in computes]
 
 
 def _key(
@@ -164,7 +164,7 @@ def _key(
     *,
     use: str = "training",
     padded: bool = True,
-    recompute: bool = False,
+    recompute: str = "none",
 ) -> TraceKey:
     return TraceKey(
         config_digest=digest(model.config),
@@ -330,7 +330,7 @@ class Build:
 def describe(key: TraceKey) -> str:
     """`masked-lm training amp recompute`."""
     words = [key.task, key.use, key.compute]
-    words += ["recompute"] if key.recompute else []
+    words += ["recompute"] if key.recompute == "block" else []
     words += [] if key.loss == "all" else [key.loss]
     words += [f"one row, {key.unpadded}"] if key.unpadded else []
     words += [] if key.padded or key.unpadded else ["unpadded"]

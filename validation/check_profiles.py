@@ -100,7 +100,7 @@ class Shipped:
         """For messages."""
         key = self.profile.key
         later = (key.loss * (key.loss != "all"), f"one row {key.unpadded}" * bool(key.unpadded))
-        flags = ("recompute" * key.recompute, "unpadded" * (not key.padded), *later)
+        flags = ("recompute" * (key.recompute == "block"), "unpadded" * (not key.padded), *later)
         return " ".join(filter(None, (self.model.id, key.task, key.use, key.compute, *flags)))
 
     def session(self) -> Session:
@@ -284,7 +284,7 @@ def _ref(event: Event) -> tuple[Any, ...]:
 def check_optimizers(model: BundledModel, task: str, tally: Tally) -> None:
     """States of each optimizer after one step of torch's own on the meta device."""
     for itemsize, compute in ((4, "fp32"), (2, "half")):
-        key = TraceKey("", task, "training", compute, "sdpa", True, False, "accelerator", 3, True)
+        key = TraceKey("", task, "training", compute, "sdpa", True, "none", "accelerator", 3, True)
         options = Session(model.config, key, None).options
         parameters = list(build(load_config(model.config, options), options).parameters())
         for name in OPTIMIZERS:

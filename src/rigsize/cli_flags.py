@@ -127,7 +127,12 @@ _HOW = (
     _flag("global-batch", "N", "Texts an optimizer step; sets the accumulation."),
     _flag("grad-accum", "N|auto", "Micro-batches an optimizer step; auto needs --global-batch."),
     _flag("attention", "KIND", "sdpa (the default), eager or flash."),
-    _flag("recompute", "WHAT", "none (the default) or block: activations are computed again."),
+    _flag(
+        "recompute",
+        "WHAT",
+        "none (the default); block: a block's activations are computed again; selective: all but"
+        " its products and attention; every-2, every-3, ...: the first block of every so many.",
+    ),
     _flag(
         "loss",
         "WHERE",

@@ -27,7 +27,6 @@ from rigsize.spec.strategy import (
     OFFLOADS,
     PARALLELS,
     QUANTIZATIONS,
-    RECOMPUTES,
 )
 from rigsize.spec.workload import DEFAULT_NEW_TOKENS, PADDINGS, with_length
 from rigsize.units import format_bytes, parse_bytes
@@ -49,7 +48,6 @@ _VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "method": (METHODS, ()),
     "quantization": (QUANTIZATIONS, ()),
     "loss": (LOSSES, ()),
-    "recompute": (RECOMPUTES, NOT_YET["recompute"]),
     "precision": (tuple(POLICIES), ()),
     "padding": (PADDINGS, ()),
 }

@@ -292,7 +292,7 @@ def trace_key(
         compute=compute,
         attention="eager" if strategy.attention == "eager" else "sdpa",
         padded=_pads(workload, strategy),
-        recompute=training and strategy.recompute == "block",
+        recompute=strategy.recompute if training else "none",
         device="accelerator" if on_gpu else "cpu",
         num_labels=workload.num_labels if classifies else 3,
         hold_output=strategy.hold_output or not training,

@@ -124,7 +124,7 @@ class Sharding:
             family=self.family,
             task=self.task,
             compute=self.strategy.policy.compute,
-            recompute=self.recompute,
+            recompute="block" if self.recompute else "none",
             training=self.training,
         )
 

@@ -67,7 +67,7 @@ SLOW = [
     case("t5", "seq2seq-lm", "prefix", "fp32"),
     case("t5", "seq2seq-lm", "prompt", "fp32", padded=False),
     case("mixtral", "causal-lm", "lora-named"),
-    *(case("llama", "causal-lm", m, recompute=True) for m in ("lora", "dora", "prompt")),
+    *(case("llama", "causal-lm", m, recompute="block") for m in ("lora", "dora", "prompt")),
     *(case("llama", "causal-lm", m, training=False) for m in ("dora", "prefix", "prompt")),
 ]
 
@@ -122,7 +122,7 @@ def tiled_and_whole(step: Case) -> str:
     "step",
     [
         *(case("llama", "causal-lm", m) for m in ("dora", "adalora", "prefix", "prompt")),
-        case("xlm-roberta", "sequence-classification", "lora", recompute=True),
+        case("xlm-roberta", "sequence-classification", "lora", recompute="block"),
         case("gpt2", "causal-lm", "ia3", "amp"),
     ],
     ids=str,

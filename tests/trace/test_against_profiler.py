@@ -39,7 +39,10 @@ OTHER_TASKS = {
 
 QUICK = [
     Case(family="xlm-roberta", task="masked-lm"),
-    Case(family="xlm-roberta", task="masked-lm", compute="amp", recompute=True),
+    Case(family="xlm-roberta", task="masked-lm", compute="amp", recompute="block"),
+    Case(family="xlm-roberta", task="masked-lm", compute="amp", recompute="selective"),
+    Case(family="llama", task="causal-lm", recompute="selective"),
+    Case(family="llama", task="causal-lm", compute="half", recompute="every-2"),
     Case(family="xlm-roberta", task="sequence-classification", hold_output=False),
     Case(family="bert", task="token-classification", compute="amp", attention="eager"),
     Case(family="bert", task="embedding", padded=False),
@@ -72,7 +75,9 @@ def families() -> list[Case]:
         plain = Case(family=family, task=TASKS[family], compute=compute)
         cases += [plain, replace(plain, training=False)]
         if family not in CANNOT_RECOMPUTE:
-            cases.append(replace(plain, recompute=True))
+            cases.append(replace(plain, recompute="block"))
+            if compute == "fp32":
+                cases.append(replace(plain, recompute="selective"))
         if compute == "fp32" or family == "mixtral":
             cases.append(replace(plain, padded=False))
         if compute == "half":
@@ -90,7 +95,7 @@ def lean() -> list[Case]:
         row = replace(lm, unpadded=True)
         cases += [replace(lm, loss="masked"), replace(lm, loss="chunked")]
         cases += [row, replace(row, loss="masked"), replace(row, loss="chunked")]
-        cases += [replace(row, training=False), replace(row, loss="masked", recompute=True)]
+        cases += [replace(row, training=False), replace(row, loss="masked", recompute="block")]
         for task in ("sequence-classification", "token-classification", "embedding"):
             if family in OTHER_TASKS[task]:
                 cases += [replace(row, task=task), replace(row, task=task, training=False)]

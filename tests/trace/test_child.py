@@ -26,7 +26,7 @@ def source(config: dict[str, Any]) -> ModelSource:
 
 
 def key(task: str = "causal-lm", use: str = "training") -> TraceKey:
-    return TraceKey("0" * 16, task, use, "fp32", "sdpa", True, False, "accelerator", 3, True)
+    return TraceKey("0" * 16, task, use, "fp32", "sdpa", True, "none", "accelerator", 3, True)
 
 
 def failure(config: dict[str, Any], trace_key: TraceKey) -> TraceFailed:

@@ -110,6 +110,25 @@ def test_gpt_neo_spells_its_layers_in_pairs() -> None:
     assert len(pattern) == depth.config["num_layers"]
 
 
+@pytest.mark.parametrize("period", [2, 3, 5])
+def test_one_of_every_few_layers_is_of_its_own_kind(period: int) -> None:
+    depth = reduce_depth(llama(), llama(), 1, period)
+    stands_for = [depth.recomputed[traced] for traced in depth.representative[0]]
+    assert stands_for == [n % period == 0 for n in range(32)]
+    assert sum(depth.depths) == len(depth.recomputed) <= 3 * period + 3
+    whole = reduce_depth(llama(), llama(), 0, period)
+    assert list(whole.recomputed) == stands_for
+
+
+def test_every_few_layers_are_counted_through_both_stacks() -> None:
+    values = {"model_type": "x", "is_encoder_decoder": True}
+    values |= {"encoder_layers": 11, "decoder_layers": 12}
+    depth = reduce_depth(values, values, 1, 2)
+    encoder = [depth.recomputed[n] for n in depth.representative[0]]
+    decoder = [depth.recomputed[depth.depths[0] + n] for n in depth.representative[1]]
+    assert encoder + decoder == [n % 2 == 0 for n in range(23)]
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

@@ -1,9 +1,12 @@
 """Profiles of tiny models: packed and unpacked, tiled against a trace of every layer."""
 
+import json
+import zlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.program import tiny_profile
 from tests.trace.tiny import CONFIGS
 from validation.check_profiles import depth_difference, gradient_difference
 
@@ -18,7 +21,7 @@ KEY = TraceKey(
     compute="fp32",
     attention="sdpa",
     padded=True,
-    recompute=False,
+    recompute="none",
     device="accelerator",
     num_labels=3,
     hold_output=True,
@@ -73,7 +76,7 @@ def test_the_key_is_a_file_name() -> None:
     others = [
         replace(KEY, use="inference"),
         replace(KEY, padded=False),
-        replace(KEY, recompute=True),
+        replace(KEY, recompute="block"),
         replace(KEY, num_labels=4),
         replace(KEY, hold_output=False),
         replace(KEY, device="cpu"),
@@ -204,6 +207,19 @@ def test_embeddings_by_name(name: str, expected: bool) -> None:
     assert is_embedding(name) is expected
 
 
+@pytest.mark.parametrize(
+    ("word", "packed", "named"),
+    [("none", False, "keep"), ("block", True, "recompute"), ("every-2", "every-2", "every-2")],
+)
+def test_recompute_is_stored_as_before_it_had_words(word: str, packed: Any, named: str) -> None:
+    key = replace(KEY, recompute=word)
+    profile = replace(tiny_profile.profile(), key=key)
+    data = pack(profile)
+    assert json.loads(zlib.decompress(data))["key"][6] == packed
+    assert unpack(data).key == key
+    assert f"-{named}-" in key.text()
+
+
 @pytest.mark.slow
 def test_tiling_is_exact_in_every_domain() -> None:
     assert differences(deep("xlm-roberta", 9), replace(KEY, task="masked-lm")) == []
@@ -218,9 +234,9 @@ SLOW: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("deberta-v2", {}, {"task": "masked-lm", "use": "inference"}),
     ("albert", {}, {"task": "masked-lm"}),  # one layer many times: no stack to tile
     ("mpnet", {}, {"task": "masked-lm", "compute": "amp"}),
-    ("modernbert", {}, {"task": "masked-lm", "recompute": True}),
+    ("modernbert", {}, {"task": "masked-lm", "recompute": "block"}),
     ("gpt2", {}, {}),
-    ("llama", {}, {"compute": "amp", "recompute": True}),
+    ("llama", {}, {"compute": "amp", "recompute": "block"}),
     ("llama", {}, {"padded": False, "compute": "half"}),
     ("llama", {}, {"use": "inference", "compute": "half"}),
     ("gemma2", {}, {"compute": "half"}),  # sliding and full in turn
@@ -228,15 +244,17 @@ SLOW: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mixtral", {}, {"compute": "half"}),
     ("mixtral", {}, {"compute": "amp"}),
     ("t5", {}, {"task": "seq2seq-lm"}),  # the first layers' relative positions
-    ("t5", {}, {"task": "seq2seq-lm", "compute": "amp", "recompute": True}),
+    ("t5", {}, {"task": "seq2seq-lm", "compute": "amp", "recompute": "block"}),
     ("bart", {}, {"task": "seq2seq-lm", "compute": "amp"}),
     ("m2m_100", {}, {"task": "seq2seq-lm", "use": "inference"}),
     ("xlm-roberta", {}, {"task": "masked-lm", "loss": "masked", "compute": "amp"}),
     ("llama", {}, {"loss": "chunked", "compute": "amp"}),
     ("bert", {}, {"task": "embedding", "padded": False, "unpadded": "grid"}),
     ("xlm-roberta-xl", {}, ONE_ROW | {"task": "masked-lm", "loss": "masked"}),
-    ("xlm-roberta", {}, ONE_ROW | {"task": "masked-lm", "loss": "chunked", "recompute": True}),
+    ("xlm-roberta", {}, ONE_ROW | {"task": "masked-lm", "loss": "chunked", "recompute": "block"}),
     ("qwen3", {}, ONE_ROW | {"task": "sequence-classification"}),
+    ("xlm-roberta", {}, {"task": "masked-lm", "compute": "amp", "recompute": "selective"}),
+    ("llama", {}, {"compute": "half", "recompute": "every-2"}),
 ]
 
 

@@ -214,7 +214,7 @@ def test_every_gradient_is_ready_once_and_outlives_the_step() -> None:
 
 
 def test_nothing_dies_before_it_is_born_nor_twice() -> None:
-    trace = trace_of(Case(family="t5", task="seq2seq-lm", compute="amp", recompute=True))
+    trace = trace_of(Case(family="t5", task="seq2seq-lm", compute="amp", recompute="block"))
     alive = set(trace.persistent)
     for event in trace.events:
         if event.kind in (ALLOC, ATTENTION):
@@ -227,7 +227,7 @@ def test_nothing_dies_before_it_is_born_nor_twice() -> None:
 
 
 def test_layers_and_phases() -> None:
-    trace = trace_of(Case(family="llama", task="causal-lm", recompute=True))
+    trace = trace_of(Case(family="llama", task="causal-lm", recompute="block"))
     phases = [event.phase for event in trace.events]
     assert list(dict.fromkeys(phases)) == ["forward", "backward", "after_backward"]
     births = [event for event in trace.events if event.kind == ALLOC]

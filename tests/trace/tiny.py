@@ -200,7 +200,7 @@ class Case:
     task: str
     compute: str = "fp32"
     attention: str = "sdpa"
-    recompute: bool = False
+    recompute: str = "none"
     training: bool = True
     padded: bool = True
     hold_output: bool = True
@@ -211,7 +211,7 @@ class Case:
 
     def __str__(self) -> str:
         words = [self.family, self.task, self.compute, self.attention]
-        words += ["recompute"] * self.recompute
+        words += {"none": [], "block": ["recompute"]}.get(self.recompute, [self.recompute])
         words += ["train" if self.training else "infer"]
         words += ["padded" if self.padded else "unpadded"] * (not self.unpadded)
         words += [self.loss] * (self.loss != "all")

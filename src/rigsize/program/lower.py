@@ -38,6 +38,8 @@ HALF_BYTES = 2
 AOTRITON = "attention buffers of ROCm are taken to be those of CUDA's kernels (AOTriton's not read)"
 SAVES = ("save", "save_weight")
 """Copies to the host that `save_on_cpu` makes, of a weight or of anything else."""
+_PREPARED = ("bias", "bias_padded", "q_padded", "k_padded", "v_padded")
+"""Names of what SDPA makes for its kernel before it calls it (`program.attention_lowering`)."""
 
 
 @dataclass(slots=True)
@@ -246,6 +248,7 @@ class Lowering:
             self._saved[group, _known(event.ref)] = (lowering, saved, mask_bytes)
             if self.profile.key.saves_on_host:
                 self._send(out, saved, group)
+            out.extend(Primitive(FREE, ref) for ref in self._remade(saved).values())
         else:  # a recomputed block saves nothing on its first pass, inference never does
             out.extend(Primitive(FREE, ref) for ref in saved.values())
 
@@ -258,7 +261,7 @@ class Lowering:
         )
         if self.profile.key.saves_on_host:
             saved = self._bring_back(out, saved, group)
-        refs = dict(saved)
+        refs = dict(saved) | self._bring_back(out, self._remade(saved), group)
         visible = dict(zip(("dq", "dk", "dv"), event.outputs, strict=False))
         for action, name, size in lowering.backward:
             if action == "free":
@@ -275,6 +278,15 @@ class Lowering:
             bias = event.outputs[3]
             self._define(bias, group, mask_bytes, place)
             out.append(Primitive(ALLOC, bias))
+
+    def _remade(self, saved: Mapping[str, Ref]) -> dict[str, Ref]:
+        """What selective recompute makes again: what goes into the fused operator, made beside it.
+
+        Its outputs are kept. The plain kernel is no single operator: all of it is taken as kept.
+        """
+        key = self.profile.key
+        selective = key.recompute == "selective" and not key.saves_on_host
+        return {name: ref for name, ref in saved.items() if selective and name in _PREPARED}
 
     def _send(self, out: list[Primitive], saved: dict[str, Ref], group: int) -> None:
         """What the kernel saves beside its visible tensors is copied to the host, too."""

@@ -87,7 +87,7 @@ def options_of(workload: Workload, strategy: Strategy) -> BuildOptions:
         task=workload.task,
         compute=strategy.policy.compute,
         attention=strategy.attention,
-        recompute=strategy.recompute == "block",
+        recompute=strategy.recompute,
         training=workload.training,
         num_labels=workload.num_labels,
         loss=strategy.loss,

@@ -13,10 +13,10 @@ from rigsize.spec.optimizers import (
     fails_on_shards,
 )
 from rigsize.spec.precision import PrecisionPolicy, find_policy
+from rigsize.spec.recompute import check_recompute
 from rigsize.spec.workload import MAX_BATCH
 
 ATTENTIONS = ("sdpa", "eager", "flash")
-RECOMPUTES = ("none", "block")
 LOSSES = ("all", "masked", "chunked")
 PARALLELS = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
 LATER_PARALLELS = ("tensor", "pipeline", "context", "expert")
@@ -41,7 +41,7 @@ _QUANTIZATION_OF = {"qlora": "nf4-double", "int8-lora": "int8"}
 _QUANTIZATION_OF_PRECISION = {"int8": "int8", "int4": "nf4", "fp8": "fp8"}
 PROMPT_METHODS = ("prefix", "prompt")
 """They put positions before the text, which moves every row that a head could select."""
-NOT_YET = {"parallel": LATER_PARALLELS, "recompute": ("selective",)}
+NOT_YET = {"parallel": LATER_PARALLELS}
 """Contract values that a later release answers; named so that the refusal can say so."""
 
 
@@ -101,7 +101,7 @@ class Strategy:
         find_policy(self.precision)
         one_of("optim", self.optimizer, OPTIMIZERS)
         one_of("attention", self.attention, ATTENTIONS)
-        one_of("recompute", self.recompute, RECOMPUTES)
+        check_recompute(self.recompute)
         integer("batch-size", self.micro_batch, 1, MAX_BATCH)
         integer("grad-accum", self.accumulation, 1, 10_000_000)
         one_of("loss", self.loss, LOSSES)

@@ -38,6 +38,8 @@ class Depth:
     """Per stack, how many layers are traced."""
     contexts: tuple[int, ...]
     """For every traced layer, stacks one after another, the number of its context."""
+    recomputed: tuple[bool, ...] = ()
+    """Likewise, whether it is one of every N that are recomputed."""
 
     @property
     def reduced(self) -> bool:
@@ -47,25 +49,37 @@ class Depth:
         )
 
 
-def reduce_depth(values: Mapping[str, Any], full: Mapping[str, Any], radius: int = 1) -> Depth:
+def reduce_depth(
+    values: Mapping[str, Any], full: Mapping[str, Any], radius: int = 1, period: int = 1
+) -> Depth:
     """The reduced config of `values`, a config as written; `full` is it with all defaults filled.
 
-    `radius` is how many neighbours on each side make a context; 0 keeps the full depth.
+    `radius` is how many neighbours on each side make a context; 0 keeps the full depth. The first
+    layer of every `period`, counted through all stacks, is of another kind than the others.
     """
     config = copy.deepcopy(dict(values))
     stacks = _stacks(full)
     if radius == 0:
         kept = tuple(tuple(range(depth)) for _, depth in stacks)
         depths = tuple(depth for _, depth in stacks)
-        return Depth(config, kept, depths, tuple(range(sum(depths))))
+        marks = tuple(number % period == 0 for number in range(sum(depths)))
+        return Depth(config, kept, depths, tuple(range(sum(depths))), marks)
     representative = []
     contexts: dict[Any, int] = {}
     numbers: list[int] = []
     shortened: list[int] = []
+    marks: list[bool] = []
+    before = 0
     for number, (fields, depth) in enumerate(stacks):
-        kinds = _kinds(full, depth, decoder=number == 1)
+        marked = [(before + i) % period == 0 for i in range(depth)]
+        before += depth
+        kinds = [
+            (*kind, mark)
+            for kind, mark in zip(_kinds(full, depth, decoder=number == 1), marked, strict=True)
+        ]
         chosen = shorten(kinds, radius)
         shortened.append(len(chosen))
+        marks += [marked[i] for i in chosen]
         for name in fields:
             config[name] = len(chosen)
         if len(chosen) < depth:
@@ -74,7 +88,8 @@ def reduce_depth(values: Mapping[str, Any], full: Mapping[str, Any], radius: int
         for context in _contexts([kinds[i] for i in chosen], radius):
             contexts.setdefault((fields[0], context), len(contexts))
         numbers += [contexts[fields[0], c] for c in _contexts([kinds[i] for i in chosen], radius)]
-    return Depth(config, tuple(representative), tuple(shortened), tuple(numbers))
+    kept = tuple(representative)
+    return Depth(config, kept, tuple(shortened), tuple(numbers), tuple(marks))
 
 
 def _stacks(full: Mapping[str, Any]) -> list[tuple[list[str], int]]:

@@ -16,6 +16,7 @@ from rigsize.run import heads, packing
 from rigsize.spec.adapter import Adapter
 from rigsize.trace import profile, quantized
 from rigsize.trace.adapters import adapt
+from rigsize.trace.recompute import enable_recompute
 
 AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -39,7 +40,10 @@ class BuildOptions:
     compute: str
     """fp32, amp (fp32 weights under autocast) or half (16-bit weights)."""
     attention: str = "sdpa"
-    recompute: bool = False
+    recompute: str = "none"
+    """A word of `spec.recompute`."""
+    recomputed: tuple[bool, ...] = ()
+    """Of every-N at reduced depth: for each traced block whether it is recomputed."""
     training: bool = True
     num_labels: int = 3
     loss: str = "all"
@@ -132,8 +136,8 @@ def prepare(
             training=options.training,
             device=device,
         )
-    if options.recompute:
-        enable_recompute(model)
+    if options.recompute != "none":
+        enable_recompute(model, options.recompute, options.recomputed)
     if selects_rows(options):
         heads.select_rows(
             model,
@@ -147,19 +151,6 @@ def prepare(
 def selects_rows(options: BuildOptions) -> bool:
     """Whether a batch has `positions`: the rows of the backbone's output that the head reads."""
     return profile.selects_rows(options.task, options.loss, unpadded=options.unpadded)
-
-
-def enable_recompute(model: torch.nn.Module) -> None:
-    """Recompute per block, non-reentrant; transformers 5.18 renamed the method."""
-    newer: Any = getattr(model, "activation_checkpointing_enable", None)
-    enable: Any = newer or model.gradient_checkpointing_enable
-    enable(
-        **{
-            "activation_checkpointing_kwargs" if newer else "gradient_checkpointing_kwargs": {
-                "use_reentrant": False
-            }
-        }
-    )
 
 
 def untie_as_loaded(model: torch.nn.Module, config: Any, options: BuildOptions) -> None:

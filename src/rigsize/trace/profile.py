@@ -18,7 +18,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rigsize.trace.domains import Varied, exact_label, label
@@ -42,7 +42,8 @@ class TraceKey:
     attention: str
     """sdpa or eager; flash is traced as sdpa and lowered to its kernel."""
     padded: bool
-    recompute: bool
+    recompute: str
+    """A word of `spec.recompute`."""
     device: str
     """accelerator (dispatch as on a GPU) or cpu."""
     num_labels: int
@@ -88,7 +89,8 @@ class TraceKey:
 
     def text(self) -> str:
         """A file name; what is as it was before `loss` and `unpadded` existed is named as then."""
-        flags = ("padded" if self.padded else "unpadded", "recompute" if self.recompute else "keep")
+        recompute = {"none": "keep", "block": "recompute"}.get(self.recompute, self.recompute)
+        flags = ("padded" if self.padded else "unpadded", recompute)
         held = "held" if self.hold_output else "freed"
         parts = (self.config_digest, self.task, self.use, self.compute, self.attention, *flags)
         later = [] if self.loss == "all" else [self.loss]
@@ -255,7 +257,7 @@ def pack(profile: Profile) -> bytes:
     key = profile.key
     document = {
         "schema": SCHEMA_VERSION,
-        "key": [getattr(key, name) for name in TraceKey.__slots__],
+        "key": _packed_key(key),
         "versions": profile.versions,
         "representative": [_runs(stack) for stack in profile.representative],
         "traced_depths": profile.traced_depths,
@@ -293,7 +295,7 @@ def unpack(data: bytes) -> Profile:
         for kind, ref, op, module, size, numbers, label, outputs in document["events"]
     ]
     return Profile(
-        key=TraceKey(*document["key"]),
+        key=_unpacked_key(document["key"]),
         versions=document["versions"],
         representative=tuple(tuple(_unrun(runs)) for runs in document["representative"]),
         traced_depths=tuple(document["traced_depths"]),
@@ -313,6 +315,22 @@ def unpack(data: bytes) -> Profile:
         domains=document["domains"],
         limits=tuple(document["limits"]),
     )
+
+
+def _packed_key(key: TraceKey) -> list[Any]:
+    """Its fields; `none` and `block` are false and true, as before there were more words."""
+    fields = {name: getattr(key, name) for name in TraceKey.__slots__}
+    word = fields["recompute"]
+    return list((fields | {"recompute": _OLD_WORDS.get(word, word)}).values())
+
+
+def _unpacked_key(fields: list[Any]) -> TraceKey:
+    key = TraceKey(*fields)
+    words = {old: word for word, old in _OLD_WORDS.items()}
+    return replace(key, recompute=words.get(key.recompute, key.recompute))  # type: ignore[call-overload]
+
+
+_OLD_WORDS = {"none": False, "block": True}
 
 
 class _Tables:

@@ -13,6 +13,7 @@ import torch
 from rigsize.errors import TraceFailed
 from rigsize.spec.adapter import Adapter
 from rigsize.spec.quantization import read_text
+from rigsize.spec.recompute import recompute_period
 from rigsize.trace.capture import Traced, named_parameters, resident_buffers
 from rigsize.trace.depth import Depth, reduce_depth
 from rigsize.trace.domains import decode_labels, label, sample_points, thresholds
@@ -68,6 +69,7 @@ class Session:
         self.full = load_config(values, self.options).to_dict()
         self.limits = thresholds(self.full, max_positions, cached=bool(key.cache))
         self._traced: tuple[Depth, Traced] | None = None
+        self._period = recompute_period(key.recompute) or 1
         adapter = self.options.adapter
         self._radius = FIRST_RADIUS.get(adapter.method, 1) if adapter else 1
 
@@ -76,7 +78,7 @@ class Session:
         """A session at the depth at which a profile of `values` was traced."""
         session = cls(values, profile.key, max_positions)
         for radius in (1, 2, 0):
-            depth = reduce_depth(values, session.full, radius)
+            depth = reduce_depth(values, session.full, radius, session._period)
             session._radius = radius
             if (depth.depths, depth.representative) == (
                 profile.traced_depths,
@@ -167,9 +169,12 @@ class Session:
 
     def _model(self) -> tuple[Depth, Traced]:
         if self._traced is None:
-            depth = reduce_depth(self.values, self.full, self._radius)
+            depth = reduce_depth(self.values, self.full, self._radius, self._period)
             config = load_config(depth.config, self.options)
-            traced = Traced(config, self.options, self.key.device)
+            options = self.options
+            if self._period > 1:
+                options = replace(options, recomputed=depth.recomputed)
+            traced = Traced(config, options, self.key.device)
             paths = _described(traced, depth)
             traced.stacks = [stack for stack in traced.stacks if stack[0] in paths]
             self._traced = depth, traced
