@@ -212,6 +212,19 @@ BAD = {
         (*BASE, "--precision", "amp-fp16", "--offload", "optimizer"),
         "no gradient scaler works on gradients that left the device",
     ),
+    "zero by autocast": (
+        (*BASE, "--parallel", "zero2", "--precision", "amp-bf16"),
+        "did you mean bf16?",
+    ),
+    "zero factored": (
+        (*BASE, "--parallel", "zero3", "--optim", "adafactor"),
+        "gives the optimizer flat vectors",
+    ),
+    "zero answers": ((*BASE, "--parallel", "zero3", "--use", "inference"), "did you mean fsdp?"),
+    "zero2 offloads weights": (
+        (*BASE, "--parallel", "zero2", "--precision", "bf16", "--offload", "cpu"),
+        "zero3 can offload them",
+    ),
     "no host": ((*BASE, "--host-memory", "0GiB"), "no memory at all"),
     "host of what": ((*BASE, "--host-memory", "256"), "not a size with a unit"),
     "no cases": (("validate", "--cases", "/no/such.toml"), "cannot be read"),
@@ -227,7 +240,6 @@ def test_bad_input_is_one_line_and_exit_2(case: str, ran: Ran) -> None:
 
 
 NOT_YET = [
-    *(("--parallel", v) for v in ("zero1", "zero2", "zero3")),
     *(("--parallel", v) for v in ("tensor", "pipeline", "context", "expert")),
     ("--data", "x.jsonl"),
 ]

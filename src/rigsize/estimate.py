@@ -33,6 +33,7 @@ from rigsize.spec.quantization import (
     text_of,
 )
 from rigsize.spec.strategy import PROMPT_METHODS
+from rigsize.spec.zero import ZEROS
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
 
@@ -349,7 +350,7 @@ def _lengths(workload: Workload) -> Iterator[tuple[str, int]]:
 
 
 _ANSWERED: dict[str, tuple[object, ...]] = {
-    "parallel": ("single", "ddp", "fsdp", "hsdp"),
+    "parallel": ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"),
     "offload": ("none", "cpu", "optimizer", "activations"),
     "compile": (False,),
 }
@@ -358,6 +359,8 @@ _ANSWERED: dict[str, tuple[object, ...]] = {
 def _refuse_later(strategy: Strategy) -> None:
     for field, answered in _ANSWERED.items():
         value = getattr(strategy, field)
+        if field == "offload" and strategy.parallel in ZEROS:
+            continue  # `check_zero` has looked at it
         if value not in answered:
             raise UnsupportedCombination(
                 field,

@@ -45,8 +45,12 @@ def mark(phase: str) -> None:
         pass
 
 
-def real_phases(case: Case, run: Callable[[], None]) -> list[Phase]:
-    """The phases of a real run on the CPU, in order."""
+def real_phases(case: Case, run: Callable[[], None], *, sends: bool = False) -> list[Phase]:
+    """The phases of a real run on the CPU, in order.
+
+    What a real collective `sends` may die on gloo's own thread, which the profiler does not watch:
+    a flat copy without a death ends where the next thing happens that is none.
+    """
     known = frozenset(event.op for event in trace_events(traced(case)))
     gc.collect()
     gc.disable()
@@ -57,7 +61,7 @@ def real_phases(case: Case, run: Callable[[], None]) -> list[Phase]:
     phases: list[Phase] = []
     live = peak = 0
     name = ""
-    for change in _changes(tree, known):
+    for change in _changes(tree, known, sends):
         if isinstance(change, int):
             live += change
             peak = max(peak, live)
@@ -74,19 +78,15 @@ def _walk(nodes: Any) -> Iterator[Any]:
         yield from _walk(node.children)
 
 
-def _changes(tree: Any, known: frozenset[str]) -> Iterator[int | str]:
-    """Bytes born (or died, negative) and the names of phases, in the order of time.
-
-    What a collective sends may die on gloo's own thread, which the profiler does not watch: such a
-    flat copy without a death ends where the next thing happens that is none.
-    """
+def _changes(tree: Any, known: frozenset[str], sends: bool) -> Iterator[int | str]:
+    """Bytes born (or died, negative) and the names of phases, in the order of time."""
     nodes = sorted(_walk(tree), key=lambda node: node.start_time_ns)
     nodes = [n for n in nodes if n.typed[0] == _EventType.Allocation or n.name.startswith(MARK)]
     died_at = _deaths(nodes)
     left_out: set[int] = set()
     elsewhere = 0
     for index, node in enumerate(nodes):
-        is_flat = any(n.name == FLATTEN for n in _chain(node))
+        is_flat = sends and any(n.name == FLATTEN for n in _chain(node))
         if elsewhere and not is_flat:
             yield -elsewhere
             elsewhere = 0

@@ -85,7 +85,7 @@ def real_ddp(case: Case, strategy: Strategy) -> list[Phase]:
         return ddp, optimizer
 
     held: list[Any] = []
-    phases = real_phases(case, lambda: held.append(run()))
+    phases = real_phases(case, lambda: held.append(run()), sends=True)
     return phases[1:]
 
 

@@ -98,6 +98,8 @@ class _Player:
         ends = [index for index, _ in starts[1:]] + [len(operations)]
         for (start, phase), end in zip(starts, ends, strict=True):
             chunk = operations[start:end] if len(starts) > 1 else operations
+            if name == "load" and start in self.program.emptied:
+                allocator.empty_cache()
             highest = allocator.peak_allocated_bytes
             allocator.peak_allocated_bytes = allocator.allocated_bytes
             try:

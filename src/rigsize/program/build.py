@@ -13,7 +13,7 @@ The steady state repeats the same slices, so the timeline holds each of them onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rigsize.errors import TraceFailed
@@ -62,6 +62,8 @@ class Program:
     """Per slice: (index, phase) where a phase begins, to name the moment of the peak."""
     decoding: list[str] = field(default_factory=list)
     """Of generation with a cache: the slices of its decoding steps (`program.generation`)."""
+    emptied: list[int] = field(default_factory=list)
+    """Indices into the slice `load` before which the allocator's cache is emptied."""
 
     def step(self, number: int) -> list[str]:
         """The slices of step `number` (from 0), micro-steps beyond the third left out.
@@ -155,6 +157,8 @@ class Builder:
         if self.training:
             if not alone:
                 self._accumulating(step, slices)
+            program.emptied = [index for index, _ in self.timeline.marks]
+            program.phase_starts["load"] = [(i, "load") for i in (0, *program.emptied)]
             slices["load"] += self._appended(
                 lambda: self.ranks.constructed(self.timeline, self.parameters, self.buffers)
             )
@@ -205,6 +209,9 @@ class Builder:
         step = MicroStep(self.timeline, len(self.timeline.sizes))
         self.timeline.sizes.extend(stream.sizes)
         self.timeline.places.extend(stream.places)
+        self.inside = ("", "")
+        if self.ranks.follows_modules:
+            self.ranks.course(list(_course(stream)))
         phase = ""
         for segment in stream.segments():
             if segment.phase != phase:
@@ -228,9 +235,19 @@ class Builder:
         for index, primitive in enumerate(segment.primitives):
             if index == entered:
                 self.ranks.enter(step, segment.phase, segment.group)
+            if self.ranks.follows_modules:
+                self._follow(step, stream, segment, primitive)
             self._append(step, stream, primitive, segment.group)
             if index == left - 1:
                 self.ranks.leave(step, segment.phase, segment.group)
+
+    def _follow(
+        self, step: MicroStep, stream: Tiled, segment: Segment, primitive: Primitive
+    ) -> None:
+        module = _module_of(stream, segment, primitive)
+        if module[1] and module != self.inside:
+            self.inside = module
+            self.ranks.module(step)
 
     def _append(self, step: MicroStep, stream: Tiled, primitive: Primitive, group: int) -> None:
         kind = primitive.kind
@@ -310,3 +327,22 @@ def _has_unused(profile: Profile, body: Body) -> bool:
     events = (event for template in body.templates for event in template)
     reached = {event.label[0] for event in events if event.kind == "gradient"}
     return any(tensor.trainable and tensor.name not in reached for tensor in profile.tensors)
+
+
+def _course(stream: Tiled) -> Iterator[tuple[str, str]]:
+    """(phase, module) where another module than before begins to allocate."""
+    inside = ("", "")
+    for segment in stream.segments():
+        for primitive in segment.primitives:
+            module = _module_of(stream, segment, primitive)
+            if module[1] and module != inside:
+                inside = module
+                yield module
+
+
+def _module_of(stream: Tiled, segment: Segment, primitive: Primitive) -> tuple[str, str]:
+    """The (phase, module) of an allocation; no module for all else."""
+    if primitive.kind != ALLOC:
+        return segment.phase, ""
+    place = stream.places[stream.resolve(primitive.ref, segment.group)]
+    return segment.phase, stream.name(place.module, segment.group)

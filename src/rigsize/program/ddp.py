@@ -63,7 +63,7 @@ class Ddp(Ranks):
         """
         if phase != "forward" or not self.has_unused or self.pooler is None:
             return
-        where = place("communication", "_DDPSink.clone", "forward")
+        where = place("communication.buffers", "_DDPSink.clone", "forward")
         point, width = self.point, self.pooler.shape[0] * self.pooler.itemsize
         tokens = point.get("N") or point["B"] * point["S"]
         self.clones = [step.alloc(rows * width, where) for rows in (tokens, point["B"])]
@@ -104,13 +104,13 @@ class Ddp(Ranks):
         self.buckets = [self._bucket(timeline, bucket) for bucket in found]
 
     def _bucket(self, timeline: Timeline, members: Sequence[Parameter]) -> int:
-        category = "gradients" if self.strategy.bucket_view else "communication"
+        category = "gradients" if self.strategy.bucket_view else "communication.buffers"
         where = place(category, "Reducer.initialize_buckets", "load")
         return timeline.alloc(sum(p.num_bytes for p in members), where)
 
     def _used_map(self, timeline: Timeline, count: int) -> None:
         """Which parameters were used, on the device and on the host (`local_used_map_`)."""
-        where = place("communication", "Reducer.local_used_map", "load")
+        where = place("communication.buffers", "Reducer.local_used_map", "load")
         for _ in range(2 if self.device == "cpu" else 1):
             timeline.alloc(count * INT32_BYTES, where)
 
@@ -154,7 +154,7 @@ def _broadcast(timeline: Timeline, tensors: Sequence[Parameter]) -> None:
     A tensor alone needs none. Source: `_sync_module_states` (torch/distributed/utils.py),
     `broadcast_coalesced` (comm.cpp).
     """
-    where = place("communication", "broadcast_coalesced", "load")
+    where = place("communication.buffers", "broadcast_coalesced", "load")
     in_flight: list[int] = []
     for chunk in assign_buckets(tensors, (BROADCAST_BYTES,)):
         if len(in_flight) >= IN_FLIGHT:

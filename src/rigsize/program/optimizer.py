@@ -24,6 +24,7 @@ from rigsize.program.optimizer_steps import STEPS
 from rigsize.program.timeline import Parameter, Timeline, trainable
 from rigsize.spec.optimizers import muon_takes
 from rigsize.spec.strategy import Strategy
+from rigsize.spec.zero import ZEROS
 from rigsize.units import format_bytes
 
 __all__ = [
@@ -100,11 +101,14 @@ class Optimizer:
 
 
 def make_optimizer(strategy: Strategy, *, column_scratch: ColumnScratch | None = None) -> Optimizer:
-    """The optimizer that `rigsize.run.optimizers.make_torch_optimizer` makes for real."""
+    """The optimizer that `rigsize.run.optimizers.make_torch_optimizer` makes for real.
+
+    DeepSpeed keeps master copies and offloads itself (`program.zero`).
+    """
     return Optimizer(
         name=strategy.optimizer,
-        has_masters=strategy.policy.master_bytes > 0,
-        offloaded=strategy.offload == "optimizer",
+        has_masters=strategy.policy.master_bytes > 0 and strategy.parallel not in ZEROS,
+        offloaded=strategy.offload == "optimizer" and strategy.parallel not in ZEROS,
         column_scratch=column_scratch,
     )
 

@@ -47,6 +47,8 @@ class Ranks:
 
     point: Mapping[str, int]
     """The sizes of the micro-batch, {B, S, ...}; known before the first call."""
+    follows_modules = False
+    """Whether `course` and `module` are wanted."""
     has_unused: bool
     """Some trainable parameters get no gradient; known before the first call."""
 
@@ -76,6 +78,12 @@ class Ranks:
         """What happens once, between the first step and the second."""
 
     # -- micro-step -------------------------------------------------------------------------
+
+    def course(self, modules: Sequence[tuple[str, str]]) -> None:
+        """The micro-step's (phase, module) in their order, before it is built."""
+
+    def module(self, step: MicroStep) -> None:
+        """The next module of the course begins."""
 
     def begin(self, step: MicroStep, phase: str) -> None:
         """The whole model begins its forward pass, backward its own."""
@@ -121,6 +129,9 @@ _WAYS = {
     "hsdp": ("rigsize.program.fsdp", "FullySharded"),
     "offloaded shards": ("rigsize.program.fsdp_offload", "OffloadedShards"),
     "in backward": ("rigsize.program.in_backward", "SteppedInBackward"),
+    "zero1": ("rigsize.program.zero", "Zero"),
+    "zero2": ("rigsize.program.zero", "Zero"),
+    "zero3": ("rigsize.program.zero3", "Zero3"),
 }
 """Module and subclass by `--parallel`, of FSDP2 with its offload, and of an optimizer in backward;
 imported when asked for, as each imports this one."""

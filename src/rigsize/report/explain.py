@@ -129,7 +129,9 @@ def _tensors(estimate: Estimate, profile: Profile | None) -> tuple[Tensor, ...]:
     timeline = estimate.program.timeline
     largest = sorted(estimate.replay.live, key=lambda s: -timeline.sizes[s])[:MOST_TENSORS]
     held = estimate.program.stepped or estimate.program.parameters
-    shapes = {p.storage: (p.shape, p.itemsize) for p in held if not p.packed_bytes}
+    shapes = {
+        p.storage: (p.shape, p.itemsize) for p in held if p.storage >= 0 and not p.packed_bytes
+    }
     sizes = _Expressions(profile, estimate.point)
     found = []
     for storage in largest:

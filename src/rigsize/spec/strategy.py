@@ -15,6 +15,7 @@ from rigsize.spec.optimizers import (
 from rigsize.spec.precision import PrecisionPolicy, find_policy
 from rigsize.spec.recompute import check_recompute
 from rigsize.spec.workload import MAX_BATCH
+from rigsize.spec.zero import ZEROS, check_zero, zero_policy
 
 ATTENTIONS = ("sdpa", "eager", "flash")
 LOSSES = ("all", "masked", "chunked")
@@ -152,6 +153,8 @@ class Strategy:
                 "prefix tuning hands each block a cache, which recomputing would fill twice",
                 allowed=("none",),
             )
+        if self.parallel in ZEROS:
+            check_zero(self)
         if self.method in PROMPT_METHODS and self.loss != "all":
             raise UnsupportedCombination(
                 "loss", self.loss, f"{self.method} tuning moves the positions", allowed=("all",)
@@ -239,4 +242,5 @@ class Strategy:
     @property
     def policy(self) -> PrecisionPolicy:
         """The precision policy by its name."""
-        return find_policy(self.precision)
+        policy = find_policy(self.precision)
+        return zero_policy(policy) if self.parallel in ZEROS else policy

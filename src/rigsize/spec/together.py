@@ -6,6 +6,7 @@ from rigsize.errors import UnsupportedCombination
 from rigsize.spec.quantization import check_quantization
 from rigsize.spec.strategy import PROMPT_METHODS, Strategy
 from rigsize.spec.workload import Workload
+from rigsize.spec.zero import ZEROS
 
 __all__ = ["check_together"]
 
@@ -13,6 +14,7 @@ __all__ = ["check_together"]
 def check_together(workload: Workload, strategy: Strategy) -> None:
     """Raises UnsupportedCombination, naming what would work."""
     check_quantization(workload, strategy)
+    _check_zero(workload, strategy)
     _check_precision(workload, strategy)
     _check_loss(workload, strategy)
     _check_unpadded(workload, strategy)
@@ -48,6 +50,17 @@ def _check_generation(workload: Workload, strategy: Strategy) -> None:
     if workload.padding == "unpadded":
         raise UnsupportedCombination(
             "padding", "unpadded", "generate pads prompts on their left", allowed=("fixed",)
+        )
+
+
+def _check_zero(workload: Workload, strategy: Strategy) -> None:
+    if strategy.parallel in ZEROS and not workload.training:
+        raise UnsupportedCombination(
+            "parallel",
+            strategy.parallel,
+            "ZeRO shards what training needs; inference is not answered under it",
+            allowed=("single", "ddp", "fsdp", "hsdp"),
+            nearest="fsdp",
         )
 
 
