@@ -67,13 +67,6 @@ def check_zero(strategy: Strategy) -> None:
             f"{strategy.parallel} steps when all gradients are reduced",
             hint="--parallel single or ddp",
         )
-    if strategy.parallel == "zero3" and strategy.stored_as != "none":
-        raise UnsupportedCombination(
-            "quantization",
-            strategy.stored_as,
-            "parts of packed weights under zero3 are not answered",
-            hint="--parallel zero2 or fsdp",
-        )
     _check_offload(strategy)
     _check_adapter(strategy)
 
