@@ -212,6 +212,8 @@ def _notes(job: Job, world: World, found: Execution) -> list[str]:
         notes.append("step times include the profiler")
         if job.strategy.attention == "flash":
             notes.append("attention 'flash' has no effect on a CPU")
+        if job.strategy.offload != "none":
+            notes.append(f"offload {job.strategy.offload} has no effect on a CPU")
         return notes
     more = getattr(found.meter, "notes", None)
     return notes + (more() if more is not None else [])
