@@ -12,6 +12,7 @@ from rigsize.errors import SpecError
 from rigsize.models.source import resolve_model
 from rigsize.run.measure import check_job
 from rigsize.run.specs import Spec, parse_spec, read_specs, spec_json
+from rigsize.spec.strategy import QUANTIZATIONS
 
 ROOT = Path(__file__).parents[2]
 ENTRY = {"id": "a", "model": "tiny", "task": "masked-lm", "max_length": 40}
@@ -146,6 +147,21 @@ def test_the_suite_of_offload_has_each_kind() -> None:
 def test_every_real_run_could_be_made(spec: Spec) -> None:
     source = resolve_model(spec.workload.model, allow_network=False)
     check_job(source, spec.workload, spec.strategy, "cuda", steps=spec.steps, options=spec.options)
+    assert parse_spec(spec_json(spec)) == replace(spec, note="")
+
+
+QUANTISED = read_specs(ROOT / "benchmarks" / "gpu" / "suite_quantised.toml")
+
+
+def test_the_quantised_suite_has_every_storing_of_weights() -> None:
+    assert {s.strategy.stored_as for s in QUANTISED} == set(QUANTIZATIONS) - {"none"}
+    assert {s.workload.training for s in QUANTISED} == {True, False}
+
+
+@pytest.mark.parametrize("spec", QUANTISED, ids=lambda spec: spec.id)
+def test_every_quantised_run_could_be_made(spec: Spec) -> None:
+    source = resolve_model(spec.workload.model, allow_network=False)
+    check_job(source, spec.workload, spec.strategy, "cuda", steps=spec.steps)
     assert parse_spec(spec_json(spec)) == replace(spec, note="")
 
 

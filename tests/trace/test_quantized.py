@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,14 @@ import pytest
 import torch
 from tests.trace.tiny import CONFIGS
 
+from rigsize.estimate import trace_key
+from rigsize.models import resolve_model
+from rigsize.spec import Strategy, Workload
+from rigsize.trace.domains import exact_label
 from rigsize.trace.model import BuildOptions, build, load_config, materialize
 from rigsize.trace.quantized import named_statistics, packed, quantize, shape_of
+from rigsize.trace.session import Session
+from rigsize.trace.sizes import evaluate
 
 BLOCKS = ((64, 64), (128, 320), (48, 40), (33, 70), (256, 1088))
 """[outputs, inputs]: whole blocks of 64 and 256, and neither."""
@@ -177,3 +184,33 @@ def test_a_moved_model_holds_the_same(method: str) -> None:
     materialize(model, torch.device("cpu"))
     assert bytes_of(model) == before
     assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "task", "method"),
+    [
+        ("meta-llama/Llama-3.1-8B", "causal-lm", "nf4-double"),
+        ("mistralai/Mixtral-8x7B-v0.1", "causal-lm", "nf4"),
+        ("FacebookAI/xlm-roberta-large", "sequence-classification", "int8"),
+    ],
+)
+def test_whole_models_count_as_the_libraries_have_them(name: str, task: str, method: str) -> None:
+    """All layers, tiled from the traced few, beside every layer replaced by transformers."""
+    source = resolve_model(name)
+    workload = Workload(model=name, task=task, use="inference", max_length=16)
+    strategy = Strategy(precision="bf16", quantization=method)
+    key = trace_key(source, workload, strategy, device="cuda")
+    session = Session(source.config, key)
+    profile = session.profile([exact_label({"B": 2, "S": 16})])
+    tiled = {
+        n.removeprefix("scale:"): evaluate(t.size, {"1": 1})
+        for n, t, _ in profile.full_tensors()
+        if not n.startswith(("input:", "buffer:"))
+    }
+    whole = build(load_config(source.config, session.options), session.options)
+    assert tiled == bytes_of(whole)
+    counted = sum(math.prod(shape_of(p)) for p in whole.parameters())
+    plain = replace(session.options, quantization="")
+    unquantized = build(load_config(source.config, plain), plain)
+    assert counted == sum(p.numel() for p in unquantized.parameters())

@@ -136,7 +136,7 @@ def test_embedding_pairs_and_tagged_tokens_are_trained_too(tmp_path: Path) -> No
     assert {"accuracy", "macro_f1"} <= outcome.state.metrics.keys()
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "qlora", "int8-lora"])
 def test_adapters_train_a_fraction(folder: Path, method: str) -> None:
     given: dict[str, Any] = {"method": method, "lora_rank": 2}
     if method == "ia3":

@@ -60,6 +60,7 @@ _STRATEGY = {
     "rslora": "rslora",
     "lora_dropout": "lora_dropout",
     "virtual_tokens": "virtual_tokens",
+    "quantization": "quantization",
 }
 _OPTIONS = ("world", "cap", "histogram", "attribution")
 _OTHER = ("id", "steps", "seed", "note", *_OPTIONS)
@@ -67,6 +68,7 @@ _REQUIRED = ("model", "task", "max_length")
 _TEXTS = (
     *("model", "task", "use", "padding", "precision", "optim", "recompute", "attention", "cap"),
     *("loss", "parallel", "offload", "method", "lora_targets", "adapter_dtype"),
+    "quantization",
 )
 _SWITCHES = ("padding_in_batch", "hold_output", "attribution", "rslora")
 
