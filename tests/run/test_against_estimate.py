@@ -84,3 +84,16 @@ def test_training(family: str, task: str, padding: str, given: dict[str, Any]) -
 def test_inference(family: str) -> None:
     workload = job("sequence-classification", "unpadded", use="inference")
     assert abs(error(family, workload, Strategy(micro_batch=8, tokens_per_batch=300))) < BAND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "task", "given"),
+    [
+        ("xlm-roberta", "masked-lm", {}),
+        ("llama", "causal-lm", {"bucket_view": True, "accumulation": 2}),
+    ],
+)
+def test_ddp_in_a_world_of_one(family: str, task: str, given: dict[str, Any]) -> None:
+    strategy = Strategy(micro_batch=8, parallel="ddp", **given)
+    assert abs(error(family, job(task), strategy)) < BAND
