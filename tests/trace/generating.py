@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tests.trace.referee import Verdict, compare, profile_once
+from tests.program.tiny_profile import CPU
+from tests.trace.referee import Verdict, compare, live_bytes, profile_once, profiler_events
 from tests.trace.tiny import CONFIGS
 
+from rigsize.memory.replay import replay_exact
+from rigsize.program.generation import build_generation
 from rigsize.run.generation import Generation
 from rigsize.run.step import StepRecipe
+from rigsize.spec import Strategy
 from rigsize.trace.capture import Traced
 from rigsize.trace.model import BuildOptions, build, load_config
+from rigsize.trace.profile import Profile, TraceKey
+from rigsize.trace.session import Session
 
 PROMPT = 40
 SEQ2SEQ = ("t5", "mt5", "bart", "m2m_100")
@@ -56,7 +62,12 @@ class Case:
     def model(self) -> torch.nn.Module:
         """With random weights, the same each time."""
         torch.manual_seed(0)
-        return build(load_config(CONFIGS[self.family], self.options), self.options, "cpu")
+        model = build(load_config(CONFIGS[self.family], self.options), self.options, "cpu")
+        module: Any
+        for module in model.modules():  # it looks at ids to warn of padding: no part of a step
+            if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+                module.warn_if_padding_and_no_attention_mask = lambda *_: None
+        return model
 
     def batch(self, texts: int = 2, length: int = PROMPT) -> dict[str, Any]:
         """Two prompts; padding stands on the left, as decoders want it."""
@@ -96,3 +107,48 @@ def verdict(case: Case, cache: str) -> Verdict:
         generation.decode(nothing)
         return compare(trace, profile_once(lambda: generation.decode(nothing)))
     return compare(trace, profile_once(lambda: generation.prefill(nothing)))
+
+
+def generated_peak(case: Case, new_tokens: int, length: int = PROMPT) -> int:
+    """Live bytes at the peak of one real `generate` on the CPU, beyond the model and its prompt."""
+    model: Any = case.model()
+    # A text that may end early, and BART's forced last token, each make another copy of the scores.
+    model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
+    batch = case.batch(length=length)
+
+    def run() -> None:
+        model.generate(**batch, max_new_tokens=new_tokens, do_sample=False)
+
+    run()
+    return live_bytes(profiler_events(profile_once(run), frozenset()))[0]
+
+
+def predicted_peak(case: Case, new_tokens: int, length: int = PROMPT) -> int:
+    """The same by the Program, traced at the full depth of the tiny model."""
+    key = TraceKey(
+        config_digest="tiny",
+        task=case.options.task,
+        use="inference",
+        compute=case.compute,
+        attention=case.attention,
+        padded=case.padded,
+        recompute=False,
+        device="cpu",
+        num_labels=3,
+        hold_output=True,
+        cache="prefill",
+    )
+    keys = (1 if case.encodes else length) + new_tokens - 1
+    point = {"B": 2, "S": length, "T": 0, "C": keys}
+    profile = replace(
+        _profile(case, key, point), decode=_profile(case, replace(key, cache="decode"), point)
+    )
+    program = build_generation(profile, point, Strategy(), CPU)
+    loaded = sum(program.timeline.sizes[o] for o in program.slices["load"] if o >= 0)
+    return replay_exact(program).allocated_peak_bytes - loaded
+
+
+def _profile(case: Case, key: TraceKey, point: dict[str, int]) -> Profile:
+    config = CONFIGS[case.family]
+    session = Session(config, key, config.get("max_position_embeddings"))
+    return session.profile(session.domains_of(point))

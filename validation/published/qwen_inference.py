@@ -2,12 +2,11 @@
 
     python validation/published/qwen_inference.py RUNS.csv [--json]
 
-RUNS.csv holds the figures of the Qwen documentation (`docs/source/benchmark/speed_benchmark.rst` of
-QwenLM/Qwen3 at 5c4e69c, slices `qwen2-inference-hf` and `qwen2.5-inference-hf`): one text, a prompt,
-2,048 tokens written behind it, FlashAttention 2, A100 80 GB, `torch.cuda.max_memory_allocated`
-over all GPUs. Prediction is that of `rigsize estimate --use inference --attention flash`; for what
-transformers 4.38 did otherwise (Qwen2 rows), two terms are added, each read in its source and
-computed from the config; nothing is fitted.
+RUNS.csv holds the figures of the Qwen documentation (speed_benchmark.rst of QwenLM/Qwen3 at 5c4e69c
+and 0f0ecfb): one text, 2,048 tokens written behind its prompt, FlashAttention 2, A100 80 GB,
+`torch.cuda.max_memory_allocated` summed over all GPUs. The prediction is that of `rigsize estimate
+--use inference --attention flash`. For what transformers 4.38 did otherwise (Qwen2 rows) two terms
+are added, each read in its source and computed from the config; nothing is fitted.
 
 - `logits.float()` over the whole prompt: bf16 and fp32 logits of every position are alive at once
   (modeling_qwen2.py, Qwen2ForCausalLM.forward; `generate` asks for the last position only from
@@ -24,8 +23,9 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rigsize.errors import SizingError
 from rigsize.estimate import Estimate, estimate
@@ -113,8 +113,8 @@ def _row(published: Mapping[str, str]) -> Row:
     return _with(row, predicted_gib=total / GIB)
 
 
-def _with(row: Row, **changed: object) -> Row:
-    return Row(**{**asdict(row), **changed})  # type: ignore[arg-type]
+def _with(row: Row, **changed: Any) -> Row:
+    return replace(row, **changed)
 
 
 def _estimate(source: ModelSource, row: Row, written: int) -> Estimate:
@@ -136,7 +136,7 @@ def _as_in_4_38(source: ModelSource, found: Estimate, prompt: int) -> int:
     config = source.config
     heads = int(config["num_attention_heads"])
     width = int(config.get("head_dim") or config["hidden_size"] // heads)
-    tables = config["num_hidden_layers"] * 2 * POSITIONS * width * HALF_BYTES
+    tables = int(config["num_hidden_layers"]) * 2 * POSITIONS * width * HALF_BYTES
     logits = prompt * int(config["vocab_size"]) * (HALF_BYTES + FLOAT_BYTES)
     return tables + max(found.memory.allocated_peak_bytes, _alive_at_head(found) + logits)
 
