@@ -202,6 +202,15 @@ BAD = {
         ("measure", "xlm-roberta-base", "--cap", "40GiB", "--device", "cpu"),
         "no caching allocator",
     ),
+    "LLM.int8 served by a CPU": (
+        ("measure", "xlm-roberta-base", "--use", "inference", "--precision", "int8"),
+        "instruction set",
+    ),
+    "fp8 before Ada": (
+        (*BASE, "--use", "inference", "--precision", "fp8", "--gpus", "A100-40GB:1"),
+        "needs compute capability 8.9",
+    ),
+    "quantised in full": ((*BASE, "--quantization", "nf4"), "--method qlora"),
     "no histogram": (("measure", "xlm-roberta-base", "--histogram", "/no/such.json"), "histogram"),
     "offload alone": ((*BASE, "--offload", "cpu"), "needs sharded parameters"),
     "half offload": (

@@ -11,6 +11,7 @@ from rigsize.run.job import MeasureOptions
 from rigsize.run.specs import LEAST_STEPS, MOST_STEPS
 from rigsize.spec import Strategy, Workload, check_together
 from rigsize.spec.checks import integer, one_of
+from rigsize.spec.quantization import check_cpu
 
 __all__ = ["DEVICES", "MOST_RANKS", "check_job", "check_options"]
 
@@ -35,6 +36,8 @@ def check_job(
     check_task(source.config, workload.task)
     _check_length(source, workload)
     check_together(workload, strategy)
+    if device == "cpu":
+        check_cpu(strategy, training=workload.training)
     _check_runs(workload, strategy)
     if options is not None:
         check_options(options, strategy, device)
