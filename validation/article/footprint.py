@@ -72,25 +72,29 @@ def training_is_three_times_inference() -> Finding:
     )
 
 
+_PAIRS = (
+    ("google-bert/bert-base-uncased", "openai-community/gpt2"),
+    ("FacebookAI/roberta-large", "openai-community/gpt2-medium"),
+)
+
+
 @claim
 def decoders_below_encoders() -> Finding:
     """Decoders (GPT) need less memory than encoders of comparable size (BERT)."""
-    pairs = (
-        ("google-bert/bert-base-uncased", "openai-community/gpt2"),
-        ("FacebookAI/roberta-large", "openai-community/gpt2-medium"),
-    )
     parts, less = [], []
-    for pair in pairs:
+    for pair in _PAIRS:
         encoder, decoder = (ask(model, precision="fp32", micro_batch=16) for model in pair)
-        less.append(device(decoder) < device(encoder))
+        read, wrote = (ask(model, use="inference", micro_batch=16) for model in pair)
+        less += [device(decoder) < device(encoder), device(wrote) < device(read)]
         names = " against ".join(model.rpartition("/")[2] for model in reversed(pair))
         parts.append(
-            f"{names}: {gib(device(decoder))} against {gib(device(encoder))}"
-            f" ({decoder.parameters.model / 1e6:.0f}M and {encoder.parameters.model / 1e6:.0f}M)"
+            f"{names} ({decoder.parameters.model / 1e6:.0f}M,"
+            f" {encoder.parameters.model / 1e6:.0f}M): fine-tuning {gib(device(decoder))} against"
+            f" {gib(device(encoder))}, inference {gib(device(wrote))} against {gib(device(read))}"
         )
     return Finding(
-        ours="fine-tuning, 3 classes, 16 x 128, fp32: " + "; ".join(parts),
-        command=command(ask(pairs[0][1], precision="fp32", micro_batch=16)),
+        ours="3 classes, 16 x 128, fp32: " + "; ".join(parts),
+        command=command(ask(_PAIRS[0][1], precision="fp32", micro_batch=16)),
         verdict=HOLDS if all(less) else DEPENDS if any(less) else NOT,
     )
 
@@ -173,8 +177,10 @@ def pretraining_needs_more_than_fine_tuning() -> Finding:
 def peft_needs_less() -> Finding:
     """Parameter-efficient fine-tuning needs less than full, and less again with quantisation."""
     full = ask(XL, precision="bf16", micro_batch=16)
-    lora = ask(XL, precision="bf16", micro_batch=16, method="lora")
-    quantised = ask(XL, precision="bf16", micro_batch=16, method="qlora")
+    lora = ask(XL, precision="bf16", micro_batch=16, method="lora", lora_targets="query,value")
+    quantised = ask(
+        XL, precision="bf16", micro_batch=16, method="qlora", lora_targets="query,value"
+    )
     peaks = [device(found) for found in (full, lora, quantised)]
     return Finding(
         ours=f"XL, bf16, 16 x 128: full {gib(peaks[0])}, LoRA {gib(peaks[1])}"
