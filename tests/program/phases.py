@@ -136,6 +136,7 @@ def profile_of(case: Case) -> Profile:
         num_labels=3,
         hold_output=case.hold_output,
         loss=case.loss,
+        adapter=case.adapter.text() if case.adapter else "",
     )
     return Session(CONFIGS[case.family], key, 128).profile([exact_label(_point(case))])
 

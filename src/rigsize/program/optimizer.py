@@ -21,6 +21,7 @@ from rigsize.program.optimizer_muon import in_groups
 from rigsize.program.optimizer_sizes import BLOCKWISE, is_blockwise, paged_sizes
 from rigsize.program.optimizer_state import ColumnScratch, OptimizerState, Step
 from rigsize.program.optimizer_steps import STEPS
+from rigsize.program.rank_allocator import RankAllocator
 from rigsize.program.timeline import Parameter, Timeline, trainable
 from rigsize.spec.optimizers import muon_takes
 from rigsize.spec.strategy import Strategy
@@ -50,6 +51,8 @@ class Optimizer:
     """Steps on fp32 master copies (the recipe fp16-master)."""
     offloaded: bool = False
     """Steps on host copies of all but small tensors (`run.optimizers.HostOptimizer`)."""
+    rank_allocator: RankAllocator | None = None
+    """AdaLoRA's, which follows each step."""
     column_scratch: ColumnScratch | None = None
     """What the card's kernels stage for a norm over rows (Adafactor); None leaves it out."""
     state: OptimizerState = field(default_factory=OptimizerState)
@@ -92,6 +95,8 @@ class Optimizer:
         stepped = self.collect_gradients(timeline, parameters)
         call = Step(self.name, timeline, self.state, device, self.column_scratch)
         STEPS[self.name](call, stepped)
+        if self.rank_allocator is not None:
+            self.rank_allocator.update(timeline, parameters)
 
     def zero_grad(self, timeline: Timeline, parameters: Sequence[Parameter]) -> None:
         """`optimizer.zero_grad(set_to_none=True)`: the masters' gradients, then the weights'."""
@@ -109,6 +114,7 @@ def make_optimizer(strategy: Strategy, *, column_scratch: ColumnScratch | None =
         name=strategy.optimizer,
         has_masters=strategy.policy.master_bytes > 0 and strategy.parallel not in ZEROS,
         offloaded=strategy.offload == "optimizer" and strategy.parallel not in ZEROS,
+        rank_allocator=RankAllocator() if strategy.method == "adalora" else None,
         column_scratch=column_scratch,
     )
 

@@ -20,6 +20,7 @@ from rigsize.run.feeds import Feed, make_feed
 from rigsize.run.job import Job, build_options, step_recipe
 from rigsize.run.meters import CpuMeter, Meter, StepWatch
 from rigsize.run.optimizers import make_torch_optimizer
+from rigsize.run.rank_allocation import rank_allocation
 from rigsize.run.recording import shorten
 from rigsize.run.specs import LEAST_STEPS
 from rigsize.run.step import inference_step, train_step
@@ -158,6 +159,7 @@ class _Run:
             scaler=self._scaler,
             phase=watch.mark,
             before_micro=before_micro(self._model),
+            after_step=rank_allocation(self._model, number + 1),
         )
         self._found.skipped_steps += bool(self._scaler) and self._scaler.get_scale() < scale
 

@@ -146,10 +146,12 @@ def train_step(
     scaler: Any = None,
     phase: Phase = _ignore,
     before_micro: Callable[[bool], None] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> list[torch.Tensor]:
     """One optimizer step over `len(shares)` micro-batches; returns their shares of the loss.
 
-    `before_micro(last)` is where DDP and FSDP are told whether gradients travel now.
+    `before_micro(last)` is where DDP and FSDP are told whether gradients travel now, `after_step`
+    where AdaLoRA looks at them for the last time (`run.rank_allocation`).
     """
     losses = []
     # `zip` would hold the batch that is over while the next one is made.
@@ -160,6 +162,8 @@ def train_step(
         losses.append(micro_step(model, batch, recipe, share=share, scaler=scaler, phase=phase))
     phase("optimizer")
     apply_gradients(optimizer, recipe, scaler)
+    if after_step is not None:
+        after_step()
     phase("zero_grad")
     optimizer.zero_grad(set_to_none=True)
     return losses

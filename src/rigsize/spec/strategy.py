@@ -146,6 +146,13 @@ class Strategy:
                 hint="--parallel ddp, or --optim adamw-fused",
             )
         self._check_sharded_step()
+        if self.method == "adalora" and (self.parallel in sharded or self.optimizer_in_backward):
+            raise UnsupportedCombination(
+                "method",
+                self.method,
+                "ranks are chosen by whole matrices and all gradients, behind the optimizer step",
+                nearest="lora",
+            )
         if self.method == "prefix" and self.recompute != "none":
             raise UnsupportedCombination(
                 "recompute",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rigsize.errors import SizingError
+from rigsize.run.rank_allocation import rank_allocation
 from rigsize.run.record import Record
 from rigsize.run.step import train_step
 from rigsize.run.supply import lasting
@@ -224,6 +225,7 @@ class _Trainer:
             scaler=self.parts.scaler,
             phase=phase,
             before_micro=before_micro(self.parts.model),
+            after_step=rank_allocation(self.parts.model, state.step + 1, self.plan.steps),
         )
         metered = self.watch.end()
         state.step += 1
