@@ -73,6 +73,10 @@ def job(task: str, padding: str = "fixed", **given: Any) -> Workload:
         ("llama", "causal-lm", "unpadded", {"loss": "chunked", "tokens_per_batch": 300}),
         ("qwen3", "causal-lm", "unpadded", AMP | {"loss": "masked", "tokens_per_batch": 200}),
         ("qwen3", "sequence-classification", "unpadded", {}),
+        ("llama", "causal-lm", "fixed", {"method": "lora", "lora_rank": 16}),
+        ("llama", "causal-lm", "fixed", {"method": "adalora", "lora_rank": 9, "accumulation": 2}),
+        ("xlm-roberta", "sequence-classification", "unpadded", AMP | {"method": "dora"}),
+        ("llama", "causal-lm", "fixed", {"method": "prompt", "recompute": "block"}),
     ],
 )
 def test_training(family: str, task: str, padding: str, given: dict[str, Any]) -> None:

@@ -136,11 +136,13 @@ def test_embedding_pairs_and_tagged_tokens_are_trained_too(tmp_path: Path) -> No
     assert {"accuracy", "macro_f1"} <= outcome.state.metrics.keys()
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "qlora", "int8-lora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "adalora", "qlora", "int8-lora"])
 def test_adapters_train_a_fraction(folder: Path, method: str) -> None:
     given: dict[str, Any] = {"method": method, "lora_rank": 2}
     if method == "ia3":
         given = {"method": "ia3", "lora_targets": "key,value"}
+    elif method == "adalora":  # ranks are given up until the last step, dropout before them
+        given |= {"lora_rank": 6, "lora_targets": "query,value", "lora_dropout": 0.1}
     outcome, record = train(make_job(folder, f"{method}/run", **given))
     assert outcome.state.step == 5
     full, _ = train(make_job(folder, f"{method}-full/run"))

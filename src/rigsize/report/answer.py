@@ -13,7 +13,13 @@ from rigsize.spec import Cluster, Strategy, Workload
 if TYPE_CHECKING:
     from rigsize.search import Edit
 
-__all__ = ["Answer", "command_of", "least_bytes", "state_bytes_per_parameter"]
+__all__ = [
+    "Answer",
+    "command_of",
+    "least_bytes",
+    "state_bytes_per_parameter",
+    "trained_bytes_per_parameter",
+]
 
 FITS, DOES_NOT_FIT = 0, 3
 _HALF_BYTES = 2
@@ -187,6 +193,18 @@ def state_bytes_per_parameter(estimate: Estimate) -> float:
         if operation >= 0 and timeline.places[operation].category == "optimizer_states"
     )
     return states / trainable
+
+
+def trained_bytes_per_parameter(estimate: Estimate) -> float:
+    """The weight of a trainable parameter, and so its gradient: adapters have a dtype of their own.
+
+    Of the policy's weights where nothing is trained.
+    """
+    trained = [p for p in estimate.program.parameters if p.trainable]
+    numel = sum(p.numel for p in trained)
+    if not numel:
+        return float(estimate.strategy.policy.weight_bytes)
+    return sum(p.numel * p.itemsize for p in trained) / numel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rigsize.report.answer import Answer, state_bytes_per_parameter, stored
+from rigsize.report.answer import (
+    Answer,
+    state_bytes_per_parameter,
+    stored,
+    trained_bytes_per_parameter,
+)
 from rigsize.report.host import host_document
 
 if TYPE_CHECKING:
@@ -191,10 +196,18 @@ def _precision(answer: Answer) -> dict[str, Any]:
         if held
         else policy.weight_bytes,
         **(quantized or {}),
-        "gradient_bytes_per_parameter": policy.gradient_bytes if training else 0,
+        "gradient_bytes_per_parameter": _gradient_bytes(answer) if training else 0,
         "master_bytes_per_parameter": policy.master_bytes if training else 0,
         "state_bytes_per_parameter": round(state_bytes_per_parameter(answer.estimate), 4),
     }
+
+
+def _gradient_bytes(answer: Answer) -> float:
+    """Of a trained parameter; adapters may be fp32 over 16-bit weights."""
+    estimate = answer.estimate
+    if estimate.strategy.method == "full":
+        return estimate.strategy.policy.gradient_bytes
+    return round(trained_bytes_per_parameter(estimate), 4)
 
 
 def _edit(edit: Edit) -> dict[str, Any]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rigsize.report.answer import Answer, Stored, least_bytes, state_bytes_per_parameter, stored
+from rigsize.report.answer import (
+    Answer,
+    Stored,
+    least_bytes,
+    state_bytes_per_parameter,
+    stored,
+    trained_bytes_per_parameter,
+)
 from rigsize.report.console import table
 from rigsize.report.host import host_text
 from rigsize.units import format_bytes, format_count
@@ -131,6 +138,8 @@ def _bytes_per_parameter(answer: Answer) -> str:
     if held is not None:
         return _bytes_per_quantized(answer, held)
     parts: list[tuple[float, str]] = [(policy.weight_bytes, "weight")]
+    if estimate.strategy.method != "full" and estimate.workload.training:
+        return _bytes_per_adapted(estimate)
     if estimate.workload.training:
         states = round(state_bytes_per_parameter(estimate), 2)
         parts += [(policy.gradient_bytes, "gradient"), (policy.master_bytes, "master copy")]
@@ -140,6 +149,19 @@ def _bytes_per_parameter(answer: Answer) -> str:
     shown = " + ".join(f"{size:g} {name}" for size, name in parts if size)
     total = f" = {sum(size for size, _ in parts):g}" if len(parts) > 1 else ""
     return f"{policy.name}: {shown}{total} bytes a parameter{shared}"
+
+
+def _bytes_per_adapted(estimate: Estimate) -> str:
+    """`bf16: 2 bytes a frozen parameter; lora 4 weight + 4 gradient + 8 adamw-foreach states`."""
+    policy, strategy = estimate.strategy.policy, estimate.strategy
+    trained = trained_bytes_per_parameter(estimate)
+    states = round(state_bytes_per_parameter(estimate), 2)
+    master = f" + {policy.master_bytes} master copy" if policy.master_bytes else ""
+    return (
+        f"{policy.name}: {policy.weight_bytes} bytes a frozen parameter; {strategy.method}:"
+        f" {trained:g} weight + {trained:g} gradient{master}"
+        f" + {states:g} {strategy.optimizer} states a trained one"
+    )
 
 
 def _bytes_per_quantized(answer: Answer, held: Stored) -> str:
