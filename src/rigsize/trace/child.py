@@ -115,8 +115,9 @@ def main(folder: Path) -> int:
     _limit_memory(request["memory_limit_bytes"])
     key = TraceKey(*request["key"])
     if not key.quantization:
-        # peft imports it wherever it is found, and with it torch's compiler: two seconds.
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+        # peft imports them wherever they are found, and with them torch's compiler: two seconds.
+        for name in ("bitsandbytes", "torchao"):
+            sys.modules[name] = None  # type: ignore[assignment]
     try:
         data = trace(request["config"], key, request["point"])
     except Exception as error:  # whatever transformers raises is the answer
