@@ -51,7 +51,8 @@ def grid(families: tuple[str, ...], worlds: tuple[int, ...]) -> Iterator[Shardin
             yield Sharding(family=family, world=world, precision=precision, accumulation=3)
             yield Sharding(family=family, world=world, precision=precision, training=False)
         yield Sharding(family=family, world=world, precision="amp-bf16", half_reduce=True)
-        yield Sharding(family=family, world=world, precision="amp-bf16", method="lora")
+        if family != "xlm-roberta-xl":  # for which peft knows no modules to adapt
+            yield Sharding(family=family, world=world, precision="amp-bf16", method="lora")
         for optimizer in ("adamw-fused", "adamw-loop", "sgd-momentum"):
             yield Sharding(family=family, world=world, optimizer=optimizer)
         for shard in {1, world // 2} - {0, world}:

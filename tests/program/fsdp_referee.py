@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -282,11 +283,13 @@ def predicted(run: Sharding) -> Told:
 
 @contextmanager
 def fake_world(size: int, device: str = "cpu") -> Iterator[World]:
+    hook = sys.excepthook  # every group wraps it once more
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     try:
         yield World(size=size, device=torch.device(device), distributed=True, fake=True)
     finally:
         dist.destroy_process_group()
+        sys.excepthook = hook
 
 
 def real(run: Sharding) -> Told:
