@@ -25,7 +25,7 @@ JOB = set(
     " --precision --optim --batch-size --global-batch --grad-accum"
     " --attention --recompute --loss --tokens-per-batch --max-grad-norm --hold-output"
     " --no-hold-output --parallel --offload --recipe --spec --trust-remote-code --offline --json"
-    " --prompt-length --max-new-tokens --data".split()
+    " --prompt-length --max-new-tokens".split()
 )
 DATA = {"--data", "--text-column", "--label-column", "--target-column", "--tokenizer"}
 MEASURE = set(
@@ -39,8 +39,10 @@ TRAIN = set(
     " --no-export --predict --no-predict --ranks --max-restarts --device --seed".split()
 )
 OPTIONS = {
-    "compare": JOB - {"--data"} | {"--gpus", "--record"},
-    "estimate": JOB | {"--gpus", "--headroom", "--host-memory", "--fail-over", "--explain"},
+    "compare": JOB | {"--gpus", "--record"},
+    "estimate": JOB
+    | DATA
+    | {"--histogram", "--gpus", "--headroom", "--host-memory", "--fail-over", "--explain"},
     "table": {"--use", "--json"},
     "measure": JOB | DATA | MEASURE,
     "train": JOB | DATA | TRAIN,
@@ -250,7 +252,6 @@ def test_bad_input_is_one_line_and_exit_2(case: str, ran: Ran) -> None:
 
 NOT_YET = [
     *(("--parallel", v) for v in ("tensor", "pipeline", "context", "expert")),
-    ("--data", "x.jsonl"),
 ]
 
 

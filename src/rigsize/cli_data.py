@@ -15,6 +15,7 @@ from rigsize.report.document import SCHEMA_VERSION, render
 if TYPE_CHECKING:
     from rigsize.texts import DataSource
     from rigsize.texts.file_stats import FileStats
+    from rigsize.texts.stats import LengthHistogram
 
 __all__ = ["ACTIONS", "data_verb"]
 
@@ -123,10 +124,22 @@ def _counted(settings: Settings) -> FileStats:
     )
 
 
-def _source(settings: Settings) -> DataSource:
+def lengths_of(settings: Settings, task: str, model: str, max_length: int) -> LengthHistogram:
+    """Lengths of the texts of `--data`, by the model's own tokenizer unless another is named."""
+    _check_packages()
+    from rigsize.texts.file_stats import histogram_of
+    from rigsize.texts.tokenised import prepare
+
+    named = settings.text("tokenizer") or model
+    source = _source(settings, "data")
+    texts = prepare(source, named, task=task, max_length=max_length, progress=_progress())
+    return histogram_of(texts.full_lengths)
+
+
+def _source(settings: Settings, flag: str = "file") -> DataSource:
     from rigsize.texts import DataSource
 
-    path = settings.text("file")
+    path = settings.text(flag)
     if path is None:
         raise SpecError("data", "", "no file given", hint="rigsize data stats FILE")
     return DataSource(

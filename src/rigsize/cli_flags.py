@@ -48,10 +48,6 @@ def _switch(name: str, help_: str, *, negatable: bool = False) -> Flag:
     return Flag(name=name, help=help_, switch=True, negatable=negatable)
 
 
-def _later(*names: str) -> tuple[Flag, ...]:
-    return tuple(Flag(name=name, later=True) for name in names)
-
-
 _WHAT = (
     _flag(
         "task",
@@ -178,7 +174,6 @@ _FROM = (
     _switch("offline", "Never ask the hub."),
 )
 _JSON = _switch("json", "One JSON document on stdout, errors too.")
-_LATER = _later("data")
 _DATA = (
     _flag("data", "FILE", "JSONL, CSV, TSV, Parquet, text, a saved folder or a hub id."),
     _flag("text-column", "NAME", "Guessed by its usual names, and said, where not given."),
@@ -186,8 +181,9 @@ _DATA = (
     _flag("target-column", "NAME", "Target of seq2seq-lm, positive of embedding."),
     _flag("tokenizer", "NAME", "Folder or hub id; the model's own by default."),
 )
+_HISTOGRAM = _flag("histogram", "FILE", "Texts of these lengths: [[tokens, texts], ...], as JSON.")
 _MEASURE = (
-    _flag("histogram", "FILE", "Synthetic texts of these lengths: [[tokens, texts], ...]."),
+    _HISTOGRAM,
     _flag("world", "N", "One rank's share of FSDP over N, in a fake process group."),
     _flag("cap", "SIZE", "Prove that it fits a card of this size: 40GiB. CUDA only."),
     _flag("snapshot", "FILE", "Write what was alive at the peak; .pickle for torch's viewer."),
@@ -235,7 +231,8 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         *_FROM,
         _switch("explain", "Who holds the bytes at the peak, and how memory moves in a step."),
         _JSON,
-        *_LATER,
+        *_DATA,
+        _HISTOGRAM,
     ),
     "compare": (
         *_WHAT,

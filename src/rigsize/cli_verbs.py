@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from rigsize.cli_common import Given, print_answer, say, settings_of, waiting
 from rigsize.cli_flags import VERBS as FLAGS
 from rigsize.cli_job import (
     Job,
+    Settings,
     Target,
     parse_job,
     parse_target,
@@ -18,7 +20,7 @@ from rigsize.cli_job import (
     settle_length,
     settle_parallel,
 )
-from rigsize.errors import SpecError
+from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.program.mesh import mesh_of
 from rigsize.spec.checks import one_of
 from rigsize.spec.workload import USES
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from rigsize.evidence.validate import Report
     from rigsize.report.answer import Answer
     from rigsize.search import Edit
+    from rigsize.texts.stats import LengthHistogram
 
 __all__ = ["VERBS"]
 
@@ -45,7 +48,7 @@ def estimate_verb(given: Given) -> int:
     for warning in settings.warnings:
         say(f"warning: {warning}")
     explained = settings.switch("explain")
-    answer, explanation = _answer(job, target, settings.assumed, explained)
+    answer, explanation = _answer(settings, job, target, explained)
 
     def document() -> dict[str, Any]:
         from rigsize.report.document import estimate_document
@@ -66,10 +69,9 @@ def estimate_verb(given: Given) -> int:
     return answer.exit_code
 
 
-def _answer(
-    job: Job, target: Target, assumed: Iterable[str], explained: bool
-) -> tuple[Answer, Any]:
+def _answer(settings: Settings, job: Job, target: Target, explained: bool) -> tuple[Answer, Any]:
     """The Answer, and its Explanation where one is wanted."""
+    from rigsize.batches import longest_text, usual_batch, worst_batch
     from rigsize.estimate import check_workload, estimate, profile_for
     from rigsize.report.answer import Answer
     from rigsize.report.explain import explain
@@ -77,20 +79,66 @@ def _answer(
 
     auto, cluster = job.auto_batch, target.cluster
     check_workload(job.source, job.workload, job.strategy)
+    lengths = lengths_asked(settings, job)
+    whole = job.workload
+    if lengths is not None:
+        longest = longest_text(lengths, whole)
+        job = replace(job, workload=replace(whole, max_length=longest))
     with waiting(f"tracing {job.source.name}, which takes some seconds the first time"):
         job, any_fits = settle_batch(job, cluster, largest_batch)
         job, any_length = settle_length(job, cluster, longest_context)
+        asked, usual, words = job.strategy, None, ""
+        if lengths is not None:
+            batch = worst_batch(lengths, whole, asked)
+            job = replace(job, workload=batch.workload, strategy=batch.strategy)
+            said = [line for line in settings.assumed if not line.startswith("dynamic padding")]
+            settings.assumed = [*said, batch.words]
         profile = profile_for(job.source, job.workload, job.strategy, cluster.accelerator)
         found = estimate(job.source, job.workload, job.strategy, cluster, profile=profile)
+        if lengths is not None:
+            batch = usual_batch(lengths, whole, asked)
+            usual = estimate(job.source, batch.workload, batch.strategy, cluster)
+            words = batch.words
     answer = Answer(
         estimate=found,
-        assumed=tuple(assumed),
+        assumed=tuple(settings.assumed),
+        usual=usual,
+        usual_words=words,
         notes=tuple(_notes(job, target, auto, any_fits and any_length)),
         requested_headroom_bytes=target.headroom_bytes,
         fail_over_bytes=target.fail_over_bytes,
         edits=_edits(found),
     )
     return answer, explain(found, profile) if explained else None
+
+
+def lengths_asked(settings: Settings, job: Job) -> LengthHistogram | None:
+    """Lengths of the texts, where a file of them or of texts was given and they matter."""
+    histogram, data = settings.text("histogram"), settings.text("data")
+    if data is None:
+        for name in ("text-column", "label-column", "target-column", "tokenizer"):
+            if settings.text(name) is not None:
+                say(f"warning: --{name} has no effect without --data")
+    elif histogram is not None:
+        raise UnsupportedCombination(
+            "histogram", histogram, "the data has lengths of its own", hint="give one of the two"
+        )
+    flag = "histogram" if data is None else "data"
+    if settings.text(flag) is None:
+        return None
+    if job.workload.padding == "fixed" or job.workload.generates:
+        why = "generation has its own" if job.workload.generates else "all texts take max-length"
+        say(f"warning: --{flag} has no effect: {why}; --padding dynamic or unpadded")
+        return None
+    if histogram is not None:
+        from rigsize.texts.stats import read_histogram
+
+        return read_histogram(histogram)
+    from rigsize.cli_data import lengths_of
+
+    source = job.source
+    named = source.path or source.name
+    return lengths_of(settings, job.workload.task, str(named), job.workload.max_length)
 
 
 def _edits(found: Estimate) -> tuple[Edit, ...]:

@@ -11,13 +11,16 @@ from typing import Literal
 
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
+from rigsize.memory.compiled import COMPILE_NOTE, as_assumed, least_bytes
 from rigsize.memory.host import HostEstimate, host_memory, run_of
 from rigsize.memory.ledger import LedgerRow
 from rigsize.memory.outside import communication, communicators, outside
+from rigsize.memory.peaks import Peak, peaks_of
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_task, max_positions
 from rigsize.point import assumed_sizes, point_of
 from rigsize.program.attention_rocm import FUSED
+from rigsize.program.beside_steps import logits_bytes
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
 from rigsize.program.generation import build_generation
@@ -36,6 +39,7 @@ from rigsize.spec.strategy import PROMPT_METHODS
 from rigsize.spec.zero import ZEROS
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile
+from rigsize.units import GIB, format_bytes
 
 FLASH_CAPABILITY = (8, 0)
 """From here on texts in one row get FlashAttention (`run.packing`, which imports torch)."""
@@ -127,6 +131,8 @@ class Estimate:
     program: Program
     """The Program, for explanations."""
     replay: Replay
+    peaks: tuple[Peak, ...] = ()
+    """Moment by moment; what lasts is in `memory`."""
 
 
 def estimate(
@@ -152,6 +158,9 @@ def estimate(
         profile = profile_for(source, workload, strategy, accelerator, point)
     program = build(source, profile, strategy, cluster, point)
     played, verdict = _play(program, accelerator)
+    memory = _memory(program, played, accelerator)
+    if strategy.compile:
+        memory, verdict = _compiled(memory, verdict, program, accelerator)
     host = host_memory(
         run_of(
             source,
@@ -172,7 +181,7 @@ def estimate(
         strategy=strategy,
         cluster=cluster,
         point=point,
-        memory=_memory(program, played, accelerator),
+        memory=memory,
         host=host,
         fit=_with_host(_fit(verdict, program, played, accelerator), host, cluster),
         parameters=_parameters(source, program),
@@ -183,9 +192,15 @@ def estimate(
             *_assumptions(program, accelerator),
             *host.assumptions,
         ),
-        notes=(*source.notes, *_notes(workload, strategy, accelerator), *host.notes),
+        notes=(
+            *source.notes,
+            *_notes(workload, strategy, accelerator),
+            *_kept_logits(program, workload, strategy),
+            *host.notes,
+        ),
         program=program,
         replay=played,
+        peaks=peaks_of(played, None if accelerator.is_cpu else outside(program.mesh, accelerator)),
     )
 
 
@@ -352,7 +367,6 @@ def _lengths(workload: Workload) -> Iterator[tuple[str, int]]:
 _ANSWERED: dict[str, tuple[object, ...]] = {
     "parallel": ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"),
     "offload": ("none", "cpu", "optimizer", "activations"),
-    "compile": (False,),
 }
 
 
@@ -373,17 +387,35 @@ def _refuse_later(strategy: Strategy) -> None:
 def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
     """The replay to report, and the verdict over the band of the context."""
     if accelerator.is_cpu:
-        return replay_exact(program), "unknown"
+        return replay_exact(program, beside_steps=True), "unknown"
     capacity = accelerator.capacity_bytes
     if capacity is None:
-        return replay(program), "unknown"
+        return replay(program, beside_steps=True), "unknown"
     beside = outside(program.mesh, accelerator)
-    played = replay(program, capacity_bytes=capacity - beside.mid)
+    played = replay(program, capacity_bytes=capacity - beside.mid, beside_steps=True)
     if played.out_of_memory:
         lenient = replay(program, capacity_bytes=capacity - beside.low)
         verdict: Verdict = "does_not_fit" if lenient.out_of_memory else "tight"
-        return (replay(program), verdict) if verdict == "does_not_fit" else (lenient, verdict)
+        whole = replay(program, beside_steps=True)
+        return (whole if verdict == "does_not_fit" else lenient), verdict
     return played, "fits" if played.reserved_peak_bytes + beside.high <= capacity else "tight"
+
+
+def _compiled(
+    memory: MemoryEstimate, verdict: Verdict, program: Program, accelerator: Accelerator
+) -> tuple[MemoryEstimate, Verdict]:
+    """The eager figures as a bound from above, and what no compiler removes as one from below."""
+    low = least_bytes(memory.ledger)
+    if not accelerator.is_cpu:
+        beside = outside(program.mesh, accelerator)
+        low -= beside.mid - beside.low
+    capacity = accelerator.capacity_bytes
+    if verdict == "does_not_fit" and capacity is not None and low <= capacity:
+        verdict = "tight"
+    bounded = replace(
+        memory, low_bytes=min(low, memory.low_bytes), ledger=as_assumed(memory.ledger)
+    )
+    return bounded, verdict
 
 
 def _fit(verdict: Verdict, program: Program, played: Replay, accelerator: Accelerator) -> Fit:
@@ -540,6 +572,23 @@ def _libraries(accelerator: Accelerator) -> str:
     return f"{torch}, cuDNN {'.'.join(map(str, CUDNN_VERSION))}: kernel choice and workspaces"
 
 
+def _kept_logits(program: Program, workload: Workload, strategy: Strategy) -> Iterator[str]:
+    """What transformers' own loop does at evaluation, where it is much.
+
+    Source: `evaluation_loop` in transformers/trainer.py (5.23), `all_preds`.
+    """
+    whole = strategy.loss == "all" and workload.padding != "unpadded"
+    if not (program.training and workload.predicts_tokens and whole):
+        return
+    size = 1000 * logits_bytes(program) // strategy.micro_batch
+    if size >= GIB:
+        yield (
+            "evaluation by rigsize keeps the logits of one batch; transformers' Trainer, with"
+            " compute_metrics, keeps all of them on the card until eval_accumulation_steps:"
+            f" {format_bytes(size)} a thousand texts"
+        )
+
+
 def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> list[str]:
     notes = []
     if accelerator.is_cpu and strategy.offload != "none":
@@ -555,6 +604,8 @@ def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> 
             "the step passes use_cache=False; a loop that leaves transformers' default on also"
             " holds a key-value cache through the backward pass"
         )
+    if strategy.compile:
+        notes.append(COMPILE_NOTE)
     padded = workload.padding_in_batch and workload.padding != "unpadded"
     if strategy.attention == "flash" and padded:
         notes.append("flash with padding unpads the batch; its index copies are not counted")

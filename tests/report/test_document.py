@@ -12,7 +12,7 @@ from rigsize.report.document import estimate_document, render, unknown
 from rigsize.report.explain import explain, explain_document
 
 TOP = set(
-    "model workload strategy cluster memory host time cost fit plan parameters"
+    "model workload strategy cluster memory peaks host time cost fit plan parameters"
     " trainable_parameters head_parameters checkpoint_parameters checkpoint_note precision"
     " attention_kernels versions assumptions notes command".split()
 )

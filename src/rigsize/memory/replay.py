@@ -6,7 +6,7 @@ context: partly used segments cannot be given back, so no sum of bytes answers t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rigsize.memory.allocator import AllocatorConfig, Block, CachingAllocator, OutOfMemory
@@ -14,6 +14,8 @@ from rigsize.memory.allocator import AllocatorConfig, Block, CachingAllocator, O
 if TYPE_CHECKING:
     from rigsize.program.build import Program
 
+BESIDE_STEPS = ("evaluation", "export")
+"""Slices of `program.beside_steps`."""
 MAX_STEPS = 8
 """Reserved memory repeats after two or three steps; a program that never repeats stops here."""
 
@@ -44,6 +46,9 @@ class Replay:
     num_alloc_retries: int
     out_of_memory: OutOfMemory | None = None
     steps: int = 0
+    moments: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """(allocated peak in it, reserved peak up to its end) of each moment of the run, in order;
+    those beside the steps only where they were asked for."""
 
 
 def replay(
@@ -51,12 +56,14 @@ def replay(
     *,
     capacity_bytes: int | None = None,
     config: AllocatorConfig | None = None,
+    beside_steps: bool = False,
 ) -> Replay:
     """Runs load and steps until a step leaves reserved memory and its own peak unchanged.
 
     `capacity_bytes` is what segments may take in all (capacity less context); None is no limit.
+    `beside_steps` goes on through what a run does between and after its steps, for the moments.
     """
-    return _Player(program, CachingAllocator(config, capacity_bytes)).play()
+    return _Player(program, CachingAllocator(config, capacity_bytes)).play(beside_steps)
 
 
 class _Player:
@@ -70,25 +77,47 @@ class _Player:
         self.peak_at = (0, 0)
         """Index into `trail`, and the operation in that slice."""
         self.phase_peaks: dict[str, int] = {}
+        self.moments: dict[str, tuple[int, int]] = {}
 
-    def play(self) -> Replay:
+    def play(self, beside_steps: bool = False) -> Replay:
         failure: OutOfMemory | None = None
         step = 0
         try:
             self._run(-1, "load")
+            self._moment("loading")
             before: tuple[int, ...] = ()
             while step < MAX_STEPS:
                 self.phase_peaks = {}
                 for name in self.program.step(step):
                     self._run(step, name)
                 step += 1
+                self._moment("first step" if step == 1 else "later steps")
                 after = (self.allocator.reserved_bytes, self.allocator.peak_allocated_bytes)
                 if step >= 2 and after == before:
                     break
                 before = after
         except OutOfMemory as error:
             failure = error
-        return self._result(failure, step)
+        found = self._result(failure, step)
+        if beside_steps and failure is None:
+            self._beside_steps()
+        return found
+
+    def _moment(self, name: str) -> None:
+        peak = max(self.phase_peaks.values(), default=0)
+        self.moments[name] = peak, self.allocator.peak_reserved_bytes
+
+    def _beside_steps(self) -> None:
+        """Evaluation and export, each as far as memory goes; the result is of the steps alone."""
+        for name in BESIDE_STEPS:
+            if name not in self.program.slices:
+                continue
+            self.phase_peaks = {}
+            try:
+                self._run(-1, name)
+            except OutOfMemory:
+                return
+            self._moment(name)
 
     def _run(self, step: int, name: str) -> None:
         """One slice, phase by phase, so that each phase's own peak is known."""
@@ -130,6 +159,7 @@ class _Player:
             num_alloc_retries=self.allocator.num_alloc_retries,
             out_of_memory=failure,
             steps=steps,
+            moments=self.moments,
         )
 
     def _live_at(self, position: int, index: int) -> dict[int, None]:
@@ -145,9 +175,9 @@ class _Player:
         return live
 
 
-def replay_exact(program: Program) -> Replay:
+def replay_exact(program: Program, *, beside_steps: bool = False) -> Replay:
     """The replay for `cpu`: the running sum of requested bytes, no rounding and no segments."""
-    return _Player(program, _ExactAllocator()).play()
+    return _Player(program, _ExactAllocator()).play(beside_steps)
 
 
 class _ExactAllocator(CachingAllocator):

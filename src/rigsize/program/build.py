@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from rigsize.errors import TraceFailed
 from rigsize.memory.kernel_scratch import column_sum_scratch_bytes
+from rigsize.program.beside_steps import add_moments
 from rigsize.program.categories import Categories, backbone_of, weight_category
 from rigsize.program.clipping import LossScaler
 from rigsize.program.environment import Environment
@@ -165,6 +166,7 @@ class Builder:
             if second := self._appended(lambda: self.ranks.second(self.timeline)):
                 slices["second"], program.phase_starts["second"] = second, [(0, "forward")]
             self._optimizer(program)
+            add_moments(program)
         else:
             program.stepped = self.ranks.stepped(self.parameters)
         return program

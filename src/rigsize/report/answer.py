@@ -39,6 +39,9 @@ class Answer:
     requested_headroom_bytes: int = 0
     """Already taken off the Estimate's capacity."""
     fail_over_bytes: int | None = None
+    usual: Estimate | None = None
+    """Of a usual batch, where lengths are known; `estimate` is of the worst."""
+    usual_words: str = ""
     edits: tuple[Edit, ...] = ()
     """What would make it fit, or else save most."""
 

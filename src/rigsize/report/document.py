@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rigsize.memory.peaks import Peak
 from rigsize.report.answer import (
     Answer,
     state_bytes_per_parameter,
@@ -50,6 +51,7 @@ def estimate_document(answer: Answer) -> dict[str, Any]:
         "strategy": asdict(estimate.strategy),
         "cluster": _cluster(answer),
         "memory": _memory(answer),
+        "peaks": _peaks(answer),
         "host": host_document(estimate),
         "time": _time(),
         "cost": unknown("usd", NOT_YET) | unknown("price_date", "no price was used"),
@@ -105,6 +107,35 @@ def _memory(answer: Answer) -> dict[str, Any]:
         "peak_moment": memory.peak_moment,
         "ledger": rows,
     }
+
+
+def _peaks(answer: Answer) -> list[dict[str, Any]]:
+    """Moment by moment, and a usual batch; `at_most` where the figure is a bound from above."""
+    peaks = list(answer.estimate.peaks)
+    if answer.usual is not None:
+        memory = answer.usual.memory
+        peaks.append(
+            Peak(
+                moment="usual batch",
+                allocated_peak_bytes=memory.allocated_peak_bytes,
+                device_peak_bytes=memory.device_peak_bytes,
+                basis="derived",
+            )
+        )
+    return [
+        {
+            "moment": peak.moment,
+            "allocated_peak_bytes": peak.allocated_peak_bytes,
+            **(
+                unknown("device_peak_bytes", "not on CPU")
+                if peak.device_peak_bytes is None
+                else {"device_peak_bytes": peak.device_peak_bytes}
+            ),
+            "at_most": peak.is_bound,
+            "basis": peak.basis,
+        }
+        for peak in peaks
+    ]
 
 
 def _generation(answer: Answer) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
     yield headline(answer)
     yield _how(answer)
     yield ledger_table(answer)
+    yield from _moments(answer)
     yield from host_text(answer.estimate)
     yield from _passes(answer)
     yield _parameters(answer)
@@ -50,6 +51,26 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
         yield from _what_would_fit(answer)
     yield from _lines("note", [*answer.notes, *answer.estimate.notes])
     yield from _lines("assumed", [*answer.assumed, *answer.estimate.assumptions])
+
+
+def _moments(answer: Answer) -> Iterator[str]:
+    """`loading 1.6 GiB, first step 5.7 GiB, later steps 6.0 GiB, evaluation at most 6.0 GiB`."""
+    estimate = answer.estimate
+    if not estimate.workload.training or not estimate.peaks:
+        return
+    shown = []
+    for peak in estimate.peaks:
+        size = peak.device_peak_bytes
+        size = peak.allocated_peak_bytes if size is None else size
+        bound = " at most" if peak.is_bound else ""
+        shown.append(f"{peak.moment}{bound} {format_bytes(size)}")
+    lines = [f"  peak up to the end of {', '.join(shown)}"]
+    if answer.usual is not None:
+        usual = answer.usual.memory
+        size = usual.device_peak_bytes
+        size = usual.allocated_peak_bytes if size is None else size
+        lines.append(f"  {answer.usual_words}: {format_bytes(size)}")
+    yield "\n".join([*lines, ""])
 
 
 def headline(answer: Answer) -> str:

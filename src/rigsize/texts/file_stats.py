@@ -11,7 +11,7 @@ import numpy as np
 from rigsize.texts.stats import COVERED, PERCENTILES, LengthHistogram, PaddingShares
 from rigsize.texts.tokenised import ReadReport, TokenisedTexts
 
-__all__ = ["FileStats", "file_stats", "stats_document", "stats_text"]
+__all__ = ["FileStats", "file_stats", "histogram_of", "stats_document", "stats_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +57,15 @@ def file_stats(
         batch_size=batch_size,
         report=texts.report,
         labels=_label_counts(texts),
-        lengths=_histogram(texts.full_lengths),
-        targets=None if second is None else _histogram(second),
+        lengths=histogram_of(texts.full_lengths),
+        targets=None if second is None else histogram_of(second),
         max_target_length=max_target_length or max_length,
         fingerprint=texts.fingerprint,
     )
 
 
-def _histogram(lengths: Any) -> LengthHistogram:
+def histogram_of(lengths: Any) -> LengthHistogram:
+    """How many of an array of lengths are which."""
     values, counts = np.unique(lengths, return_counts=True)
     return LengthHistogram(tuple(zip(values.tolist(), counts.tolist(), strict=True)))
 

@@ -118,11 +118,11 @@ class LengthHistogram:
         padded = sum(longest * members for longest, members in cut._sorted_batches(size))
         return PaddingShares(
             fixed=1 - cut.mean / limit,
-            dynamic=max(0.0, 1 - cut.mean / cut._expected_longest(size)),
+            dynamic=max(0.0, 1 - cut.mean / cut.expected_longest(size)),
             dynamic_sorted=1 - cut.tokens / padded,
         )
 
-    def _expected_longest(self, size: int) -> float:
+    def expected_longest(self, size: int) -> float:
         """Of `size` different texts drawn at random.
 
         All are among the c texts of at most some length in C(c, size) of C(n, size) draws.
@@ -135,6 +135,14 @@ class LengthHistogram:
             longest += length * (share - before)
             before = share
         return longest
+
+    def longest_together(self, size: int) -> int:
+        """Tokens of the `size` longest texts, each as often as it takes where there are fewer."""
+        left, total = size, 0
+        for length, count in reversed(self.pairs):
+            taken = min(left, count)
+            total, left = total + length * taken, left - taken
+        return total + left * self.longest
 
     def _sorted_batches(self, size: int) -> Iterator[tuple[int, int]]:
         """(longest, texts) of batches filled from the longest text down; the last may be short."""
