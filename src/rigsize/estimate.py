@@ -131,8 +131,6 @@ class Estimate:
     program: Program
     """The Program, for explanations."""
     replay: Replay
-    peaks: tuple[Peak, ...] = ()
-    """Moment by moment; what lasts is in `memory`."""
 
 
 def estimate(
@@ -200,8 +198,17 @@ def estimate(
         ),
         program=program,
         replay=played,
-        peaks=peaks_of(played, None if accelerator.is_cpu else outside(program.mesh, accelerator)),
     )
+
+
+def peaks(answer: Estimate) -> tuple[Peak, ...]:
+    """The peak of each moment of the run: one more replay, through what is beside the steps."""
+    program, accelerator = answer.program, answer.cluster.accelerator
+    if accelerator.is_cpu:
+        return peaks_of(replay_exact(program, beside_steps=True), None)
+    room = answer.replay.capacity_bytes
+    played = replay(program, capacity_bytes=room, beside_steps=True)
+    return peaks_of(played, outside(program.mesh, accelerator))
 
 
 def profile_for(
@@ -387,17 +394,16 @@ def _refuse_later(strategy: Strategy) -> None:
 def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
     """The replay to report, and the verdict over the band of the context."""
     if accelerator.is_cpu:
-        return replay_exact(program, beside_steps=True), "unknown"
+        return replay_exact(program), "unknown"
     capacity = accelerator.capacity_bytes
     if capacity is None:
-        return replay(program, beside_steps=True), "unknown"
+        return replay(program), "unknown"
     beside = outside(program.mesh, accelerator)
-    played = replay(program, capacity_bytes=capacity - beside.mid, beside_steps=True)
+    played = replay(program, capacity_bytes=capacity - beside.mid)
     if played.out_of_memory:
         lenient = replay(program, capacity_bytes=capacity - beside.low)
         verdict: Verdict = "does_not_fit" if lenient.out_of_memory else "tight"
-        whole = replay(program, beside_steps=True)
-        return (whole if verdict == "does_not_fit" else lenient), verdict
+        return (replay(program), verdict) if verdict == "does_not_fit" else (lenient, verdict)
     return played, "fits" if played.reserved_peak_bytes + beside.high <= capacity else "tight"
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.program import tiny_profile as tiny
 from tests.stored import stored_estimate
 
+from rigsize.estimate import peaks
 from rigsize.hardware.accelerators import Band
 from rigsize.memory.compiled import least_bytes
 from rigsize.memory.ledger import LedgerRow
@@ -56,9 +57,9 @@ def test_moments_beside_the_steps_are_asked_for() -> None:
 def test_device_peaks_have_what_is_outside() -> None:
     program = build_program(tiny.profile(), tiny.POINT, Strategy(), tiny.CPU)
     played = replay_exact(program, beside_steps=True)
-    peaks = peaks_of(played, Band(1, 2, 3))
-    assert [p.device_peak_bytes for p in peaks] == [r + 2 for _, r in played.moments.values()]
-    assert [p.moment for p in peaks if p.is_bound] == ["evaluation"]
+    found = peaks_of(played, Band(1, 2, 3))
+    assert [p.device_peak_bytes for p in found] == [r + 2 for _, r in played.moments.values()]
+    assert [p.moment for p in found if p.is_bound] == ["evaluation"]
     assert {p.device_peak_bytes for p in peaks_of(played, None)} == {None}
 
 
@@ -70,9 +71,9 @@ def test_the_steps_peaks_never_fall_and_end_at_the_answer(
     answer = stored_estimate(
         task="masked-lm", micro_batch=4, precision=precision, accumulation=accumulation
     )
-    sizes = [peak.device_peak_bytes or 0 for peak in answer.peaks]
+    sizes = [peak.device_peak_bytes or 0 for peak in peaks(answer)]
     assert sizes == sorted(sizes)
-    at = {peak.moment: peak.device_peak_bytes for peak in answer.peaks}
+    at = {peak.moment: peak.device_peak_bytes for peak in peaks(answer)}
     assert at["later steps"] == answer.memory.device_peak_bytes
 
 

@@ -46,6 +46,8 @@ class Replay:
     num_alloc_retries: int
     out_of_memory: OutOfMemory | None = None
     steps: int = 0
+    capacity_bytes: int | None = None
+    """What segments could take in all."""
     moments: dict[str, tuple[int, int]] = field(default_factory=dict)
     """(allocated peak in it, reserved peak up to its end) of each moment of the run, in order;
     those beside the steps only where they were asked for."""
@@ -159,6 +161,7 @@ class _Player:
             num_alloc_retries=self.allocator.num_alloc_retries,
             out_of_memory=failure,
             steps=steps,
+            capacity_bytes=self.allocator.capacity_bytes,
             moments=self.moments,
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rigsize.estimate import peaks
 from rigsize.memory.peaks import Peak
 from rigsize.report.answer import (
     Answer,
@@ -111,10 +112,10 @@ def _memory(answer: Answer) -> dict[str, Any]:
 
 def _peaks(answer: Answer) -> list[dict[str, Any]]:
     """Moment by moment, and a usual batch; `at_most` where the figure is a bound from above."""
-    peaks = list(answer.estimate.peaks)
+    found = list(peaks(answer.estimate))
     if answer.usual is not None:
         memory = answer.usual.memory
-        peaks.append(
+        found.append(
             Peak(
                 moment="usual batch",
                 allocated_peak_bytes=memory.allocated_peak_bytes,
@@ -134,7 +135,7 @@ def _peaks(answer: Answer) -> list[dict[str, Any]]:
             "at_most": peak.is_bound,
             "basis": peak.basis,
         }
-        for peak in peaks
+        for peak in found
     ]
 
 

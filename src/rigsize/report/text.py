@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rigsize.estimate import peaks
 from rigsize.report.answer import (
     Answer,
     Stored,
@@ -56,10 +57,10 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
 def _moments(answer: Answer) -> Iterator[str]:
     """`loading 1.6 GiB, first step 5.7 GiB, later steps 6.0 GiB, evaluation at most 6.0 GiB`."""
     estimate = answer.estimate
-    if not estimate.workload.training or not estimate.peaks:
+    if not estimate.workload.training:
         return
     shown = []
-    for peak in estimate.peaks:
+    for peak in peaks(estimate):
         size = peak.device_peak_bytes
         size = peak.allocated_peak_bytes if size is None else size
         bound = " at most" if peak.is_bound else ""
