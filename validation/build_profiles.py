@@ -25,6 +25,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from rigsize.models import BundledModel, bundled_models, digest, max_positions, tasks_of
+from rigsize.spec import Strategy
+from rigsize.spec.quantization import text_of
 from rigsize.trace.child import run_under_hash_seed
 from rigsize.trace.profile import TraceKey
 from rigsize.trace.store import PACKAGED, pack_file, read_pack, write_pack
@@ -66,6 +68,8 @@ LENGTH_MATTERS = ("mamba",)
 COMPUTES = ("fp32", "amp", "half")
 SAVED = ("fp32", "amp")
 """Of `--offload activations`."""
+FREED = ("fp32", "half")
+"""Of loops that keep the loss alone: what the article may have run (`rigsize.seed_settings`)."""
 CLASSIFYING_DECODERS = (
     "meta-llama/Llama-3.1-8B",
     "meta-llama/Llama-3.2-1B",
@@ -134,7 +138,9 @@ def _encoder(model: BundledModel) -> tuple[list[TraceKey], list[TraceKey]]:
     if model.id in SEED:
         unpadded = [_key(model, t, c, padded=False) for t in tasks for c in ("fp32", "amp")]
         saved = [replace(_key(model, t, c), saves_on_host=True) for t in tasks for c in SAVED]
-        return first + unpadded + _lean(model) + saved + second, []
+        freed = [replace(_key(model, t, c), hold_output=False) for t in tasks for c in FREED]
+        more = unpadded + _lean(model) + saved + freed + _quantised(model)
+        return first + more + second, []
     return first, second
 
 
@@ -146,6 +152,13 @@ def _lean(model: BundledModel) -> list[TraceKey]:
         classified = _key(model, "sequence-classification", compute, padded=False)
         keys += [replace(key, unpadded=attention) for key in (masked, classified)]
     return keys
+
+
+def _quantised(model: BundledModel) -> list[TraceKey]:
+    """Weights of one byte and of half a byte, as the inference table has them."""
+    base = _key(model, "sequence-classification", "half", use="inference")
+    words = [text_of(Strategy(precision=name)) for name in ("int8", "int4")]
+    return [replace(base, quantization=word) for word in words]
 
 
 def _task(model: BundledModel, task: str) -> list[TraceKey]:
