@@ -102,12 +102,13 @@ def totals(found: Answer) -> list[str]:
                 summary.median_percent <= MEDIAN_PERCENT and summary.p90_percent <= P90_PERCENT
             )
             held = found.slice.hugging_face_code and not name
+            where = " at the solved length" if found.length is not None else ""
             target = f" (target {MEDIAN_PERCENT:g} and {P90_PERCENT:g}: " if held else ""
             out.append(
                 f"{summary.count} rows{name}, {summary.statistic}: median"
                 f" {summary.median_percent:.1f} %, p90 {summary.p90_percent:.1f} %, worst"
                 f" {summary.worst_percent:.1f} %, bias {summary.bias_percent:+.1f} %"
-                + (f"{target}{'reached' if reached else 'missed'})" if held else "")
+                + (f"{target}{'reached' if reached else 'missed'}{where})" if held else "")
             )
             out.append("")
     return out
@@ -127,7 +128,7 @@ def main() -> int:
         told = lines(found)
         print("\n".join(told), flush=True)
         text += told
-        missed |= any("missed)" in line for line in totals(found))
+        missed |= any(": missed" in line for line in totals(found))
     if given.write:
         PAGE.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
     return 4 if missed else 0

@@ -79,7 +79,7 @@ def test_importance_is_kept_thrice() -> None:
         for name, shape in shapes.items()
     ]
     allocator = RankAllocator()
-    for _ in range(2):
+    for number in range(2):
         start = len(timeline.operations)
         allocator.update(timeline, parameters)
         alive = {o for o in timeline.operations if o >= 0} - {
@@ -89,7 +89,12 @@ def test_importance_is_kept_thrice() -> None:
         # 6 + 192 + 288 weights of 4 bytes, three figures each.
         assert kept == 3 * 4 * (6 + 192 + 288)
         assert len(alive) == 3 + 9
-        assert start < len(timeline.operations)
+        again = timeline.operations[start:]
+        births = {operation for operation in again if operation >= 0}
+        deaths = {~operation for operation in again if operation < 0}
+        assert births
+        born = {storage for three in allocator.kept.values() for storage in three}
+        assert births - deaths == (set() if number else born)
 
 
 @pytest.mark.parametrize("given", [{"parallel": "fsdp"}, {"parallel": "zero2"}])

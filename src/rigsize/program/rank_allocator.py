@@ -36,7 +36,6 @@ class RankAllocator:
         size = parameter.num_bytes
         if parameter.name not in self.kept:
             self.kept[parameter.name] = [timeline.alloc(size, _KEPT) for _ in range(3)]
-        kept = self.kept[parameter.name]
 
         def new(*used_up: int) -> int:
             """The result of an operator, after which its operands go."""
@@ -45,17 +44,14 @@ class RankAllocator:
                 timeline.free(operand)
             return storage
 
-        def keep(which: int, storage: int) -> None:
-            timeline.recategorise(storage, _KEPT.category)
-            timeline.free(kept[which])
-            kept[which] = storage
-
-        keep(0, new(new()))  # (p * p.grad).abs()
+        # Each figure takes the place of the one before, of the same size: the storage that lives
+        # on is told by the old one's id, so that a step ends as it began and can be repeated.
+        timeline.free(new(new()))  # (p * p.grad).abs()
         old, share = new(), new()  # beta1 * mean, (1 - beta1) * importance
-        keep(1, new(old, share))
+        timeline.free(new(old, share))
         old = new()  # beta2 * uncertainty
         share = new(new(new()))  # (1 - beta2) * (importance - mean).abs()
-        keep(2, new(old, share))
+        timeline.free(new(old, share))
 
 
 def _mask(timeline: Timeline, ranked: Sequence[Parameter]) -> None:
