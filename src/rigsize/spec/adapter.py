@@ -29,11 +29,6 @@ class Adapter:
     virtual_tokens: int = 0
     """Of prefix and prompt."""
 
-    @property
-    def positions(self) -> int:
-        """Virtual tokens that stand in the rows before every text (prompt)."""
-        return self.virtual_tokens if self.method == "prompt" else 0
-
     def traced(self, compute: str) -> Adapter:
         """The same for memory: scaling and the share dropped out are numbers, not tensors.
 
