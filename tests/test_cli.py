@@ -48,7 +48,11 @@ OPTIONS = {
     "train": JOB | DATA | TRAIN,
     "data": DATA - {"--data"} | {"--task", "--max-length", "--batch-size", "--out", "--json"},
     "validate": {"--cases", "--records", "--page", "--json"},
-    "gpus": {"--json"},
+    "gpus": {"--here", "--json"},
+    "offers": set(
+        "--gpu --provider --count --max-price --spot --region --fractional --offers --from"
+        " --limit --json".split()
+    ),
     "records": {"--out", "--json"},
 }
 BASE = ("estimate", "xlm-roberta-base", "--offline")
@@ -598,7 +602,8 @@ def test_gpus(ran: Ran) -> None:
     rows = json.loads(ran("gpus", "--json")[1])["accelerators"]
     by_id = {row["id"]: row for row in rows}
     assert by_id["A100-40GB-SXM"]["answered"] is True
-    assert by_id["MI300X"]["answered"] is False
+    assert by_id["MI300X"]["answered"] is True
+    assert by_id["Radeon-Pro-V520"]["answered"] is False
     assert all("capacity_bytes_unknown_reason" in r for r in rows if r["capacity_bytes"] is None)
 
 

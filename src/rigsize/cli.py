@@ -35,7 +35,8 @@ _ABOUT = {
     "train": "Train it for real: text in, model out, prediction beside measurement.",
     "data": "How long the texts are; or obtain the demonstration's texts and model.",
     "validate": "Judge every published case and Record; write the validation page.",
-    "gpus": "The cards that --gpus takes.",
+    "gpus": "The cards that --gpus takes, one with its sources, or those of this machine.",
+    "offers": "What machines cost to rent, cheapest first, each price with its date.",
     "records": "What was measured here: list, show, export.",
 }
 _HELP = """What GPU memory a language-model run will really take.

@@ -6,6 +6,7 @@ All values arrive as text and are parsed by `cli_job`, so that each mistake is o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from keyword import iskeyword
 
 __all__ = ["ARGUMENTS", "MODEL", "VERBS", "VERBS_LATER", "Flag"]
 
@@ -28,8 +29,9 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """The name in a spec file and as a Python parameter."""
-        return self.name.replace("-", "_")
+        """The name in a spec file and as a Python parameter, `from_` where Python owns the word."""
+        name = self.name.replace("-", "_")
+        return f"{name}_" if iskeyword(name) else name
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -291,7 +293,23 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _flag("page", "FILE", "The page to write; docs/validation.md by default."),
         _JSON,
     ),
-    "gpus": (_JSON,),
+    "gpus": (
+        _switch("here", "The devices of this machine, as their drivers report them."),
+        _JSON,
+    ),
+    "offers": (
+        _flag("gpu", "NAME[:N]", "Only this card: A100 covers all of them, A100-80GB:8 eight."),
+        _flag("provider", "NAME", "Only this provider: aws, azure, gcp, lambda, runpod, ..."),
+        _flag("count", "N", "Only machines with exactly N GPUs."),
+        _flag("max-price", "USD", "At most so much an hour, for the whole machine."),
+        _switch("spot", "Spot prices, and only offers that have one."),
+        _flag("region", "NAME", "Only this region of the provider."),
+        _switch("fractional", "Slices of a GPU too; no training is planned on one."),
+        _flag("offers", "FILE", "Own machines and prices, a CSV file in the same columns."),
+        _flag("from", "DIR|URL", "Of refresh: a folder of gpuhunt's files, or a mirror."),
+        _flag("limit", "N", "How many to show, 40 by default; --json has all."),
+        _JSON,
+    ),
     "records": (_flag("out", "FILE", "Of export: a .csv or .jsonl file."), _JSON),
 }
 """The flags of each verb."""
@@ -305,6 +323,8 @@ ARGUMENTS: dict[str, tuple[Flag, ...]] = {
         _flag("action", "stats|demo", "stats FILE, or demo: obtain the demonstration's data."),
         _flag("file", "FILE", "JSONL, CSV, TSV, Parquet, text, a saved folder or a hub id."),
     ),
+    "gpus": (_flag("gpu", "NAME", "One card with every figure and its source."),),
+    "offers": (_flag("action", "refresh", "refresh: read today's prices first."),),
     "records": (
         _flag("action", "ls|show|export", "ls [FOLDER], show ID|FILE [FOLDER], export FOLDER."),
         _flag("what", "WHAT", "A Record's id or file for show; else the folder."),
@@ -315,7 +335,6 @@ ARGUMENTS: dict[str, tuple[Flag, ...]] = {
 
 VERBS_LATER = (
     "plan",
-    "offers",
     "calibrate",
     "fit",
     "emit",

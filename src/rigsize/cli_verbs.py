@@ -168,7 +168,7 @@ def _notes(job: Job, target: Target, auto: bool, any_fits: bool) -> Iterator[str
         yield target.note
 
 
-# -- table and gpus -----------------------------------------------------------------------------
+# -- table --------------------------------------------------------------------------------------
 
 
 def table_verb(given: Given) -> int:
@@ -207,16 +207,6 @@ def _seed_table(given: Given) -> int:
         bool(given.get("json")),
         lambda: table_text(rows, *more),
     )
-    return 0
-
-
-def gpus_verb(given: Given) -> int:
-    """`rigsize gpus`."""
-    from rigsize.hardware import load_accelerators
-    from rigsize.report.gpus import gpus_document, gpus_text
-
-    rows = load_accelerators()
-    print_answer(lambda: gpus_document(rows), bool(given.get("json")), lambda: gpus_text(rows))
     return 0
 
 
@@ -295,7 +285,8 @@ VERBS: dict[str, Callable[[Given], int]] = {
     "table": table_verb,
     "measure": _late("cli_measure", "measure_verb"),
     "validate": validate_verb,
-    "gpus": gpus_verb,
+    "gpus": _late("cli_hardware", "gpus_verb"),
+    "offers": _late("cli_hardware", "offers_verb"),
     "records": _late("cli_records", "records_verb"),
 }
 assert VERBS.keys() == FLAGS.keys()

@@ -9,6 +9,8 @@ from rigsize.units import GIB, MIB
 ROWS = load_accelerators()
 IDS = [row.id for row in ROWS]
 THREADS = {2: 2048, 3: 2048, 5: 2048, 6: 2048, 9: 2048, 10: 2048, 12: 1536}
+# Where fp8 products are not twice as fast as bf16 ones.
+FP8_NOT_TWICE = {"Gaudi3", "Inferentia2", "Trainium1", "Trainium2", "Trainium3"}
 THREADS_OF_MINOR = {(7, 0): 2048, (7, 5): 1024, (8, 0): 2048, (8, 6): 1536, (8, 9): 1536}
 
 
@@ -53,8 +55,10 @@ def test_rates(row: Accelerator) -> None:
         assert all(rates[tensor] >= rates["fp32"] for tensor in ("tf32", "fp16") if tensor in rates)
     if "fp16" in rates and "tf32" in rates:
         assert rates["fp16"] >= rates["tf32"]
-    if "fp8" in rates and "bf16" in rates and row.vendor == "NVIDIA":
+    if "fp8" in rates and "bf16" in rates and row.id not in FP8_NOT_TWICE:
         assert rates["fp8"] == pytest.approx(2 * rates["bf16"], rel=0.02)
+    if "bf16" in rates and "fp32" in rates:
+        assert rates["bf16"] >= rates["fp32"]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rigsize.errors import SizingError, SpecError, UnknownDevice
-from rigsize.hardware import find_accelerator, load_accelerators, parse_gpus
+from rigsize.hardware import (
+    accelerator_family,
+    find_accelerator,
+    load_accelerators,
+    parse_gpus,
+)
 from rigsize.hardware.names import _normal
 
 
@@ -107,3 +112,22 @@ def test_unknown_device() -> None:
 def test_any_text_is_an_answer_or_a_sizing_error(text: str) -> None:
     with contextlib.suppress(SizingError):
         assert parse_gpus(text).per_node >= 1
+
+
+def test_family() -> None:
+    ids = [row.id for row in accelerator_family("A100")]
+    assert ids == ["A100-40GB-SXM", "A100-80GB-SXM", "A100-40GB-PCIe", "A100-80GB-PCIe"]
+    assert [row.id for row in accelerator_family("A10")] == ["A10"]
+    # Whole parts of a name only.
+    assert [row.id for row in accelerator_family("H20")] == ["H20-96GB"]
+    assert parse_gpus("H20").assumed_note is None
+    assert [row.id for row in accelerator_family("NVIDIA H200")] == [
+        "H200-141GB-SXM",
+        "H200-141GB-NVL",
+    ]
+
+
+@pytest.mark.parametrize("name", ["nvidia-tesla-a100", "NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"])
+def test_clouds_and_torch_name_one_row(name: str) -> None:
+    assert parse_gpus(name).accelerator.id == "A100-40GB-SXM"
+    assert parse_gpus(f"{name}:8").per_node == 8

