@@ -563,9 +563,16 @@ def _less(accelerator: Accelerator, headroom_bytes: int) -> Accelerator:
 
 
 def settle_parallel(settings: Settings, job: Job, cluster: Cluster) -> Job:
-    """Several devices that nobody said how to use train by DDP, and this is said to be assumed."""
+    """Several devices that nobody said how to use train by DDP, and infer by a device_map.
+
+    This is said to be assumed.
+    """
     several, training = cluster.devices > 1, job.workload.training
-    if not several or not training or settings.text("parallel") is not None:
+    if not several or settings.text("parallel") is not None:
+        return job
+    if not training:
+        why = f"device_map='auto' spreads the layers over {cluster.devices:,} devices"
+        settings.or_assumed("parallel", "single", why)
         return job
     parallel = settings.or_assumed("parallel", "ddp", f"there are {cluster.devices:,} devices")
     return replace(job, strategy=replace(job.strategy, parallel=parallel))
@@ -585,7 +592,7 @@ def settle_batch(job: Job, cluster: Cluster, find: Callable[..., int]) -> tuple[
     A global batch is spread over all ranks.
     """
     strategy, total = job.strategy, job.global_batch
-    ranks = mesh_of(strategy, cluster).ranks
+    ranks = mesh_of(strategy, cluster, training=job.workload.training).ranks
     if not job.auto_batch:
         if total is None:
             return job, True

@@ -161,7 +161,8 @@ def _notes(job: Job, target: Target, auto: bool, any_fits: bool) -> Iterator[str
         longest = job.workload.prompt_tokens
         found = f"the longest {job.auto_length} that fits: {longest:,}, in steps of 8"
         yield found if any_fits else "not even 8 tokens fit"
-    total = micro * job.strategy.accumulation * mesh_of(job.strategy, target.cluster).ranks
+    mesh = mesh_of(job.strategy, target.cluster, training=job.workload.training)
+    total = micro * job.strategy.accumulation * mesh.ranks
     if job.global_batch is not None and total != job.global_batch:
         yield f"the global batch is {total:,}, not {job.global_batch:,}: whole micro-batches only"
     if target.note:

@@ -25,6 +25,7 @@ from rigsize.program.build import Program, build_program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
 from rigsize.program.generation import build_generation
 from rigsize.program.mesh import Mesh, mesh_of
+from rigsize.program.placement import Placement, split
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.adapter import adapter_of
 from rigsize.spec.optimizers import muon_takes, no_matrix_for_muon
@@ -112,6 +113,17 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceShare:
+    """One of several devices that hold a model together (`program.placement`)."""
+
+    device: int
+    weight_bytes: int
+    allocated_peak_bytes: int
+    reserved_peak_bytes: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """The whole answer."""
 
@@ -129,8 +141,10 @@ class Estimate:
     assumptions: tuple[str, ...]
     notes: tuple[str, ...]
     program: Program
-    """The Program, for explanations."""
+    """The Program, for explanations; of several devices the fullest one's."""
     replay: Replay
+    devices: tuple[DeviceShare, ...] = ()
+    """Where one model is spread over several, each of them."""
 
 
 def estimate(
@@ -155,7 +169,7 @@ def estimate(
     if profile is None:
         profile = profile_for(source, workload, strategy, accelerator, point)
     program = build(source, profile, strategy, cluster, point)
-    played, verdict = _play(program, accelerator)
+    program, played, verdict, shares = _worst(program, accelerator)
     memory = _memory(program, played, accelerator)
     if strategy.compile:
         memory, verdict = _compiled(memory, verdict, program, accelerator)
@@ -166,7 +180,7 @@ def estimate(
             point,
             workload,
             strategy,
-            mesh_of(strategy, cluster),
+            mesh_of(strategy, cluster, training=workload.training),
             saved=program.saved_on_host,
             paged_bytes=program.paged_bytes,
             tensors_bytes=played.allocated_peak_bytes if accelerator.is_cpu else None,
@@ -182,6 +196,7 @@ def estimate(
         memory=memory,
         host=host,
         fit=_with_host(_fit(verdict, program, played, accelerator), host, cluster),
+        devices=shares,
         parameters=_parameters(source, program),
         versions={**profile.versions, "assumed_torch": ".".join(map(str, TORCH_VERSION))},
         assumptions=(
@@ -243,9 +258,12 @@ def build(
         point,
         strategy,
         environment_of(cluster.accelerator, strategy),
-        mesh_of(strategy, cluster),
+        mesh_of(strategy, cluster, training=profile.key.use == "training"),
         vocabulary=int(source.config.get("vocab_size") or 0),
     )
+    if strategy.parallel == "single" and cluster.devices > 1:
+        program.devices, left_out = _place(program, source, profile, cluster)
+        program.assumptions += _placed(cluster, left_out)
     trained = [p for p in program.stepped if p.trainable]
     matrices = any(muon_takes(p.name, p.shape) for p in trained)
     if program.training and strategy.optimizer == "muon" and not matrices:
@@ -253,8 +271,42 @@ def build(
     return program
 
 
+def _place(
+    program: Program, source: ModelSource, profile: Profile, cluster: Cluster
+) -> tuple[list[Program], tuple[str, ...]]:
+    """The part of each device, and what of the model would be left to the disk."""
+    from rigsize.trace.device_map import device_map
+
+    accelerator, devices = cluster.accelerator, cluster.devices
+    if accelerator.capacity_bytes is None:
+        raise UnsupportedCombination(
+            "gpus", accelerator.id, "no capacity is known to spread a model over"
+        )
+    free = accelerator.capacity_bytes - accelerator.context_bytes.value.mid
+    paths = profile.stack_paths
+    layers = tuple(f"{paths[k]}.{index}" for k, index, _ in profile.full_layers())
+    found = device_map(source, profile.key, [free] * devices)
+    placement = Placement.of(found, layers, devices)
+    return split(program, placement), placement.left_out
+
+
+def _placed(cluster: Cluster, left_out: tuple[str, ...]) -> list[str]:
+    lines = [
+        f"device_map='auto' spreads the layers over {cluster.devices} devices, one running at a"
+        " time; the fullest is answered"
+    ]
+    if left_out:
+        lines.append(
+            f"device_map='auto' would leave {len(left_out)} modules to the disk; they are counted"
+            " on the last device"
+        )
+    return lines
+
+
 def fits_on(program: Program, accelerator: Accelerator) -> bool:
     """Whether the verdict is `fits`: it holds also at the high end of the context's band."""
+    if program.devices:
+        return all(fits_on(part, accelerator) for part in program.devices)
     capacity = accelerator.capacity_bytes
     if accelerator.is_cpu or capacity is None:
         raise UnsupportedCombination(
@@ -389,6 +441,43 @@ def _refuse_later(strategy: Strategy) -> None:
                 "not answered yet",
                 allowed=[str(value) for value in answered],
             )
+
+
+_FULLEST_LAST = ("unknown", "fits", "tight", "does_not_fit")
+
+
+def _worst(
+    program: Program, accelerator: Accelerator
+) -> tuple[Program, Replay, Verdict, tuple[DeviceShare, ...]]:
+    """The Program that decides, its replay and verdict, and every device where there are more."""
+    if not program.devices:
+        return program, *_play(program, accelerator), ()
+    played = [_play(part, accelerator) for part in program.devices]
+    shares = tuple(
+        DeviceShare(
+            device=number,
+            weight_bytes=_weights(part),
+            allocated_peak_bytes=replayed.allocated_peak_bytes,
+            reserved_peak_bytes=replayed.reserved_peak_bytes,
+            verdict=verdict,
+        )
+        for number, (part, (replayed, verdict)) in enumerate(
+            zip(program.devices, played, strict=True)
+        )
+    )
+    fullest = max(
+        shares, key=lambda s: (_FULLEST_LAST.index(s.verdict), s.reserved_peak_bytes)
+    ).device
+    return program.devices[fullest], *played[fullest], shares
+
+
+def _weights(program: Program) -> int:
+    timeline = program.timeline
+    return sum(
+        timeline.sizes[o]
+        for o in program.slices["load"]
+        if o >= 0 and timeline.places[o].category.startswith("weights")
+    )
 
 
 def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:

@@ -289,7 +289,7 @@ def _could_fit(answer: Estimate, strategy: Strategy) -> bool:
             itemsize,
             names=[p.name for p in trained_ones],
         )
-    shards = mesh_of(strategy, answer.cluster).shard
+    shards = mesh_of(strategy, answer.cluster, training=answer.workload.training).shard
     room = capacity - accelerator.context_bytes.value.low
     return (weights + trained) // shards <= room
 

@@ -24,13 +24,16 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from rigsize.errors import SizingError
-from rigsize.estimate import Estimate, estimate
+from rigsize.estimate import build, profile_for
 from rigsize.hardware import find_accelerator
+from rigsize.memory.replay import Replay, replay
 from rigsize.models import ModelSource, resolve_model
+from rigsize.point import point_of
+from rigsize.program.build import Program
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.units import GIB
 
@@ -104,20 +107,17 @@ def _row(published: Mapping[str, str]) -> Row:
     try:
         # Qwen2 and Qwen2.5 of one size are one architecture.
         source = resolve_model(f"Qwen/{name.replace('Qwen2-', 'Qwen2.5-')}", allow_network=False)
-        found = _estimate(source, row, int(published["gen_len"]))
+        program, played = _run(source, row, int(published["gen_len"]))
     except SizingError as error:
-        return _with(row, why=str(error).splitlines()[0][:90])
-    total = found.memory.allocated_peak_bytes
+        return replace(row, why=str(error).splitlines()[0][:90])
+    peaks = [one.allocated_peak_bytes for one in played]
     if published["slice"] == "qwen2-inference-hf":
-        total = _as_in_4_38(source, found, row.prompt)
-    return _with(row, predicted_gib=total / GIB)
+        peaks = _as_in_4_38(source, program, peaks, row.prompt)
+    return replace(row, predicted_gib=sum(peaks) / GIB)
 
 
-def _with(row: Row, **changed: Any) -> Row:
-    return replace(row, **changed)
-
-
-def _estimate(source: ModelSource, row: Row, written: int) -> Estimate:
+def _run(source: ModelSource, row: Row, written: int) -> tuple[list[Program], list[Replay]]:
+    """The Program of every GPU and its replay."""
     workload = Workload(
         model=source.name,
         task="causal-lm",
@@ -128,29 +128,67 @@ def _estimate(source: ModelSource, row: Row, written: int) -> Estimate:
     )
     strategy = Strategy(precision="bf16", micro_batch=1, attention="flash")
     cluster = Cluster(accelerator=find_accelerator(CARD), per_node=row.gpus)
-    return estimate(source, workload, strategy, cluster)
+    profile = profile_for(source, workload, strategy, cluster.accelerator)
+    whole = build(source, profile, strategy, cluster, point_of(workload, strategy))
+    programs = whole.devices or [whole]
+    return programs, [replay(program) for program in programs]
 
 
-def _as_in_4_38(source: ModelSource, found: Estimate, prompt: int) -> int:
-    """The peak with logits of the whole prompt, and each layer's table of positions."""
+def _as_in_4_38(
+    source: ModelSource, programs: list[Program], peaks: list[int], prompt: int
+) -> list[int]:
+    """Peaks with logits of the whole prompt, and each layer's table of positions.
+
+    The table is where the layer is; the logits are made where the head is, and over several GPUs
+    their fp32 copy comes back to the first.
+    """
     config = source.config
     heads = int(config["num_attention_heads"])
     width = int(config.get("head_dim") or config["hidden_size"] // heads)
-    tables = int(config["num_hidden_layers"]) * 2 * POSITIONS * width * HALF_BYTES
-    logits = prompt * int(config["vocab_size"]) * (HALF_BYTES + FLOAT_BYTES)
-    return tables + max(found.memory.allocated_peak_bytes, _alive_at_head(found) + logits)
+    table = 2 * POSITIONS * width * HALF_BYTES
+    elements = prompt * int(config["vocab_size"])
+    found = []
+    for number, (program, peak) in enumerate(zip(programs, peaks, strict=True)):
+        made = _alive_at_head(program)
+        if made is not None:
+            highest = made + elements * (HALF_BYTES + FLOAT_BYTES)
+        else:
+            highest = _alive_after(program) + (0 if number else elements * FLOAT_BYTES)
+        layers = {p.layer for p in program.parameters if p.layer and _is_here(program, p.storage)}
+        found.append(len(layers) * table + max(peak, highest))
+    return found
 
 
-def _alive_at_head(found: Estimate) -> int:
-    """Requested bytes when the first prefill is about to make its logits."""
-    timeline, slices = found.program.timeline, found.program.slices
-    alive = sum(timeline.sizes[o] for o in slices["load"] if o >= 0)
-    for operation in slices["first"]:
+def _is_here(program: Program, storage: int) -> bool:
+    return storage in _loaded(program)
+
+
+@cache
+def _loaded_of(operations: tuple[int, ...]) -> frozenset[int]:
+    return frozenset(o for o in operations if o >= 0)
+
+
+def _loaded(program: Program) -> frozenset[int]:
+    return _loaded_of(tuple(program.slices["load"]))
+
+
+def _alive_at_head(program: Program) -> int | None:
+    """Requested bytes when the first prefill is about to make its logits; None if not here."""
+    timeline = program.timeline
+    alive = sum(timeline.sizes[o] for o in _loaded(program))
+    for operation in program.slices["first"]:
         if operation >= 0 and timeline.places[operation].module == "lm_head":
             return alive
         size = timeline.sizes[operation if operation >= 0 else ~operation]
         alive += size if operation >= 0 else -size
-    raise AssertionError("a prefill makes logits")
+    return None
+
+
+def _alive_after(program: Program) -> int:
+    """Requested bytes when the first prefill is over."""
+    sizes = program.timeline.sizes
+    kept = [*program.slices["load"], *program.slices["first"]]
+    return sum(sizes[o] if o >= 0 else -sizes[~o] for o in kept)
 
 
 if __name__ == "__main__":

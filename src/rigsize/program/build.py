@@ -63,6 +63,10 @@ class Program:
     """Per slice: (index, phase) where a phase begins, to name the moment of the peak."""
     decoding: list[str] = field(default_factory=list)
     """Of generation with a cache: the slices of its decoding steps (`program.generation`)."""
+    layer_of: dict[int, int] = field(default_factory=dict)
+    """By storage that a layer makes: its number, from 1 through all stacks."""
+    devices: list[Program] = field(default_factory=list)
+    """Where one model is spread over several devices, the part of each (`program.placement`)."""
     emptied: list[int] = field(default_factory=list)
     """Indices into the slice `load` before which the allocator's cache is emptied."""
 
@@ -118,6 +122,7 @@ class Builder:
         self.values = monomials_at(point)
         self.categories = Categories(profile, vocabulary)
         self.timeline = Timeline()
+        self.layer_of: dict[int, int] = {}
         self.training = profile.key.use == "training"
         self.device: Device = "cuda" if environment.device == "cuda" else "cpu"
         self.ranks = ranks_of(strategy, mesh, device=self.device, training=self.training)
@@ -154,6 +159,7 @@ class Builder:
             assumptions=sorted(lowered.assumptions),
             phase_starts=step.phase_starts(alone=alone),
             saved_on_host=self.saved_on_host,
+            layer_of=self.layer_of,
         )
         if self.training:
             if not alone:
@@ -191,6 +197,8 @@ class Builder:
             )
             if scales or not category.startswith("weights"):
                 storage = timeline.alloc(evaluate(tensor.size, self.values), place)
+                if group:
+                    self.layer_of[storage] = group
                 if category == "buffers":
                     shape, itemsize = tensor.shape, tensor.itemsize
                     self.buffers.append(Parameter(name, shape, itemsize, False, storage))
@@ -208,9 +216,7 @@ class Builder:
     # -- micro-steps ------------------------------------------------------------------------
 
     def _micro_step(self, stream: Tiled) -> MicroStep:
-        step = MicroStep(self.timeline, len(self.timeline.sizes))
-        self.timeline.sizes.extend(stream.sizes)
-        self.timeline.places.extend(stream.places)
+        step = MicroStep(self.timeline, self._number(stream))
         self.inside = ("", "")
         if self.ranks.follows_modules:
             self.ranks.course(list(_course(stream)))
@@ -223,6 +229,18 @@ class Builder:
         self._turn(step, phase, "")
         step.release_rest()
         return step
+
+    def _number(self, stream: Tiled) -> int:
+        """Numbers the storages of a pass; returns the first."""
+        base = len(self.timeline.sizes)
+        self.timeline.sizes.extend(stream.sizes)
+        self.timeline.places.extend(stream.places)
+        if not self.training:
+            ends = [*stream.offsets[1:], len(stream.sizes)]
+            for group in range(1, len(stream.offsets)):
+                own = range(base + stream.offsets[group], base + ends[group])
+                self.layer_of.update(dict.fromkeys(own, group))
+        return base
 
     def _turn(self, step: MicroStep, before: str, phase: str) -> None:
         if before:

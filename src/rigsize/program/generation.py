@@ -83,6 +83,8 @@ class _Step:
     state: dict[str, int] = field(default_factory=dict)
     """The same for the next pass."""
     keys: int = 0
+    layers: dict[int, int] = field(default_factory=dict)
+    """Of an outline's storages, those that a layer makes."""
     num_storages: int = 0
     """Numbered from the pass's first; equal where two passes were lowered alike."""
 
@@ -107,6 +109,8 @@ class Outline:
     state: dict[str, int | str]
     """What the next step finds: a storage of this one, or what this one found under a name."""
     places: dict[int, Place]
+    layers: dict[int, int]
+    """Which layer makes a storage of the step."""
     first: int
     last: int
 
@@ -123,6 +127,7 @@ class Outline:
                 made.operations.append(storages[number])
             else:
                 made.operations.append(~storages[~number])
+        made.layers = {storages[number]: layer for number, layer in self.layers.items()}
         made.state = {
             name: before[found] if isinstance(found, str) else storages[found]
             for name, found in self.state.items()
@@ -135,7 +140,7 @@ class Outline:
         return low + -(-grown // (self.last - self.first))
 
 
-def outline_of(low: _Step, high: _Step) -> Outline:
+def outline_of(low: _Step, high: _Step, layer_of: Mapping[int, int]) -> Outline:
     """The outline between two steps of one stretch; operations are those of the later one."""
     timeline, base = high.micro.timeline, high.micro.base
     names = {storage: name for name, storage in high.before.items()}
@@ -164,7 +169,8 @@ def outline_of(low: _Step, high: _Step) -> Outline:
         for name, storage in high.state.items()
     }
     places = {n: timeline.places[base + n] for n in kept}
-    return Outline(tuple(operations), sizes, state, places, low.keys, high.keys)
+    layers = {n: layer_of[base + n] for n in kept if base + n in layer_of}
+    return Outline(tuple(operations), sizes, state, places, layers, low.keys, high.keys)
 
 
 class _Builder(Builder):
@@ -185,6 +191,8 @@ class _Builder(Builder):
             accumulation=1,
             kernels=lowered.kernels,
             phase_starts={name: [(0, "prefill")] for name in ("first", "micro")},
+            mesh=self.mesh,
+            layer_of=self.layer_of,
         )
         self.program.assumptions = sorted(lowered.assumptions)
         self.state = first.state
@@ -201,10 +209,13 @@ class _Builder(Builder):
         middle, last = lengths[WHOLE_STEPS:-WHOLE_STEPS], lengths[WHOLE_STEPS:][-WHOLE_STEPS:]
         if middle:
             # Lowered out of turn: only its sizes are read, it is in no slice.
-            outline = outline_of(low, self._lowered_pass(decode, middle[-1], low.state))
+            high = self._lowered_pass(decode, middle[-1], low.state)
+            outline = outline_of(low, high, self.layer_of)
             every = self._spread(outline, middle)
             for keys in middle[::-1][::every][::-1]:
-                self._append_step(keys, outline.step(self.timeline, keys, self.state))
+                step = outline.step(self.timeline, keys, self.state)
+                self.layer_of.update(step.layers)
+                self._append_step(keys, step)
         for keys in last:
             self._decode(decode, keys)
 
@@ -252,9 +263,7 @@ class _Builder(Builder):
 
     def _pass(self, stream: Tiled, before: Mapping[str, int]) -> _Step:
         """One forward pass over a state; what is in neither the old nor the new one dies in it."""
-        step = _Step(MicroStep(self.timeline, len(self.timeline.sizes)), before)
-        self.timeline.sizes.extend(stream.sizes)
-        self.timeline.places.extend(stream.places)
+        step = _Step(MicroStep(self.timeline, self._number(stream)), before)
         step.num_storages = len(stream.sizes)
         for segment in stream.segments():
             for primitive in segment.primitives:

@@ -31,8 +31,11 @@ ALONE = Mesh()
 """One rank."""
 
 
-def mesh_of(strategy: Strategy, cluster: Cluster) -> Mesh:
+def mesh_of(strategy: Strategy, cluster: Cluster, *, training: bool = True) -> Mesh:
     """The mesh of a strategy on a cluster.
+
+    single is one rank; in inference its layers may lie on several devices of a machine
+    (`program.placement`).
 
     ddp copies the states to every rank; fsdp and zero spread one copy over all; hsdp spreads one
     over `shard_size` ranks (a node's, where none is given) and copies that. Raises
@@ -45,7 +48,9 @@ def mesh_of(strategy: Strategy, cluster: Cluster) -> Mesh:
             "shard-size", strategy.shard_size, f"parallel is {parallel}", nearest="--parallel hsdp"
         )
     if parallel == "single":
-        if ranks > 1:
+        if ranks > 1 and not training:
+            _check_one_machine(cluster)
+        elif ranks > 1:
             raise UnsupportedCombination(
                 "parallel",
                 "single",
@@ -67,3 +72,13 @@ def mesh_of(strategy: Strategy, cluster: Cluster) -> Mesh:
             allowed=tuple(str(n) for n in range(1, min(ranks, 1024) + 1) if ranks % n == 0),
         )
     return Mesh(shard=shard, replicas=ranks // shard, per_node=per_node)
+
+
+def _check_one_machine(cluster: Cluster) -> None:
+    if cluster.nodes > 1:
+        raise UnsupportedCombination(
+            "gpus",
+            f"{cluster.accelerator.id}:{cluster.per_node}x{cluster.nodes}",
+            "a device_map spreads one model over the devices of one machine",
+            nearest=f"{cluster.accelerator.id}:{cluster.per_node}",
+        )

@@ -57,6 +57,7 @@ def estimate_document(answer: Answer) -> dict[str, Any]:
         "time": _time(),
         "cost": unknown("usd", NOT_YET) | unknown("price_date", "no price was used"),
         **_generation(answer),
+        **_devices(answer),
         "fit": _fit(answer),
         "plan": _plan(answer),
         "parameters": estimate.parameters.model,
@@ -154,6 +155,12 @@ def _generation(answer: Answer) -> dict[str, Any]:
             "decoding_steps_replayed": len(estimate.program.decoding),
         }
     }
+
+
+def _devices(answer: Answer) -> dict[str, Any]:
+    """Every device, where one model is spread over several."""
+    shares = answer.estimate.devices
+    return {"devices": [asdict(share) for share in shares]} if shares else {}
 
 
 def _time() -> dict[str, Any]:

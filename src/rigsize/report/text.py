@@ -47,6 +47,7 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
     yield from _moments(answer)
     yield from host_text(answer.estimate)
     yield from _passes(answer)
+    yield from _device_table(answer)
     yield _parameters(answer)
     if answer.estimate.fit.of_card == "does_not_fit":
         yield from _what_would_fit(answer)
@@ -91,6 +92,8 @@ def headline(answer: Answer) -> str:
 def _devices(estimate: Estimate) -> str:
     """`one A100-40GB`, `each of 16 A100-40GB (hsdp: 2 copies over 8 ranks each)`."""
     mesh, card = estimate.program.mesh, estimate.cluster.accelerator.id
+    if estimate.devices:
+        return f"the fullest of {len(estimate.devices)} {card} (device_map)"
     if mesh.ranks == 1:
         return f"one {card}"
     return f"each of {mesh.ranks:,} {card} ({estimate.strategy.parallel}: {_shares(mesh)})"
@@ -231,6 +234,22 @@ def _passes(answer: Answer) -> Iterator[str]:
     if answer.estimate.workload.generates:
         shown = [f"{name} {format_bytes(peaks[name])}" for name in _PASSES if name in peaks]
         yield f"allocated peak by pass: {', '.join(shown)}"
+
+
+def _device_table(answer: Answer) -> Iterator[RenderableType]:
+    """Every device, where one model is spread over several."""
+    shares = answer.estimate.devices
+    if not shares:
+        return
+    made = table(
+        "Device by device",
+        *("device", "weights", "allocated", "reserved", ""),
+        right=("weights", "allocated", "reserved"),
+    )
+    for share in shares:
+        sizes = (share.weight_bytes, share.allocated_peak_bytes, share.reserved_peak_bytes)
+        made.add_row(str(share.device), *map(format_bytes, sizes), _WORDS[share.verdict])
+    yield made
 
 
 _PASSES = ("prefill", "decode")

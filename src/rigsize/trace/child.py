@@ -52,7 +52,7 @@ def trace_in_child(source: ModelSource, key: TraceKey, point: Mapping[str, int])
                 text=True,
                 timeout=TIMEOUT_S,
                 check=False,
-                env=_environment(),
+                env=child_environment(),
             )
         except subprocess.TimeoutExpired as error:
             raise TraceFailed(
@@ -66,7 +66,7 @@ def command(folder: str) -> list[str]:
     return [sys.executable, "-m", "rigsize.trace.child", folder]
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The child finds this very package, also when it runs from source."""
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
