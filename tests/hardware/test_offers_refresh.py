@@ -128,6 +128,25 @@ def test_no_network_is_one_error_and_no_traceback(
     assert logging.getLogger("gpuhunt").level == level
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        "x,us,inf,4,16,1,L4,24,False,,nvidia,,x86,{}",
+        "x,us,nan,4,16,1,L4,24,False,,nvidia,,x86,{}",
+        "x,us,-1,4,16,1,L4,24,False,,nvidia,,x86,{}",
+        "x,us,1,-4,16,1,L4,24,False,,nvidia,,x86,{}",
+        "x,us,1,4,-16,1,L4,24,False,,nvidia,,x86,{}",
+        "x,us,1,4,16,99999,L4,24,False,,nvidia,,x86,{}",
+    ],
+)
+def test_an_impossible_row_costs_only_itself(row: str, folder: Path, tmp_path: Path) -> None:
+    text = "\n".join([",".join(storage.CATALOG_V2_FIELDS), row])
+    (folder / "nebius.csv").write_text(text)
+    done = refresh(str(folder), tmp_path / "offers.csv", TODAY)
+    assert done.left_out["impossible figures"] == 1
+    assert len(read_offers(tmp_path / "offers.csv")) == 9
+
+
 def test_neither_a_folder_nor_an_address(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="neither a folder nor an address"):
         refresh(str(tmp_path / "none"), tmp_path / "offers.csv", TODAY)

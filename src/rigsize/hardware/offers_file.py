@@ -16,7 +16,7 @@ from rigsize.hardware.accelerators import Accelerator
 from rigsize.hardware.names import MAX_PER_NODE, parse_gpus
 from rigsize.hardware.offers import Offer, first_day
 
-__all__ = ["COLUMNS", "read_offers", "write_offers"]
+__all__ = ["COLUMNS", "MOST_GIB", "MOST_USD_PER_HOUR", "read_offers", "write_offers"]
 
 COLUMNS = (
     "provider", "instance", "gpu_name", "gpu_count", "gpu_mem_gib", "vcpus", "host_ram_gib",
@@ -24,8 +24,8 @@ COLUMNS = (
     "max_multiple",
 )  # fmt: skip
 REQUIRED = COLUMNS[:4]
-_MOST_USD_PER_HOUR = 1e6
-_MOST_GIB = 1e6
+MOST_USD_PER_HOUR = 1e6
+MOST_GIB = 1e6
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 
 T = TypeVar("T")
@@ -115,12 +115,12 @@ class _Row:
             instance=self.required("instance"),
             accelerator=accelerator,
             gpu_count=count,
-            gpu_memory_gib=self.number("gpu_mem_gib", _MOST_GIB),
+            gpu_memory_gib=self.number("gpu_mem_gib", MOST_GIB),
             vcpus=self.whole("vcpus"),
-            host_memory_gib=self.number("host_ram_gib", _MOST_GIB),
+            host_memory_gib=self.number("host_ram_gib", MOST_GIB),
             region=self.text("region") or "any",
-            on_demand_usd_per_hour=self.number("on_demand_usd_h", _MOST_USD_PER_HOUR),
-            spot_usd_per_hour=self.number("spot_usd_h", _MOST_USD_PER_HOUR),
+            on_demand_usd_per_hour=self.number("on_demand_usd_h", MOST_USD_PER_HOUR),
+            spot_usd_per_hour=self.number("spot_usd_h", MOST_USD_PER_HOUR),
             price_date=self.day(),
             status=self.text("status") or "current",
             source=self.text("source") or self.file,
@@ -162,7 +162,7 @@ class _Row:
 
     def whole(self, column: str) -> int | None:
         value = self.parsed(column, int, "not a whole number")
-        if value is not None and not 1 <= value <= _MOST_GIB:
+        if value is not None and not 1 <= value <= MOST_GIB:
             self.refuse(column, "not a whole number from 1")
         return value
 

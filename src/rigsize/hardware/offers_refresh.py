@@ -22,9 +22,9 @@ from typing import Any
 
 from rigsize.errors import MeasurementFailed, SizingError, SpecError
 from rigsize.hardware.accelerators import Accelerator, load_accelerators
-from rigsize.hardware.names import accelerator_family
+from rigsize.hardware.names import MAX_PER_NODE, accelerator_family
 from rigsize.hardware.offers import packaged_offers
-from rigsize.hardware.offers_file import write_offers
+from rigsize.hardware.offers_file import MOST_GIB, MOST_USD_PER_HOUR, write_offers
 
 __all__ = ["Refreshed", "refresh"]
 
@@ -185,6 +185,9 @@ def _rows(listing: _Listing, left_out: Counter[str]) -> Iterator[dict[str, objec
     """One row a shape and region, its on-demand and spot price together."""
     shapes: dict[tuple[object, ...], list[Any]] = {}
     for item in listing.items:
+        if not _is_possible(item):
+            left_out["impossible figures"] += 1
+            continue
         key = (item.instance_name, item.location, item.gpu_name, item.gpu_memory, item.gpu_count)
         shapes.setdefault(key, []).append(item)
     provider = _PROVIDERS.get(listing.provider, listing.provider)
@@ -224,6 +227,13 @@ def _rows(listing: _Listing, left_out: Counter[str]) -> Iterator[dict[str, objec
             "source": f"gpuhunt catalogue of {listing.provider}",
             "note": note,
         }
+
+
+def _is_possible(item: Any) -> bool:
+    """Whether our own reader would take it: one bad row must not cost the others."""
+    in_range = 0 <= item.price <= MOST_USD_PER_HOUR and 0 <= item.memory <= MOST_GIB
+    named = item.instance_name.strip() and item.location.strip()
+    return bool(in_range and named and item.cpu >= 0 and 1 <= item.gpu_count <= MAX_PER_NODE)
 
 
 def _price(items: Iterable[Any], spot: bool) -> float | None:
