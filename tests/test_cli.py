@@ -285,6 +285,66 @@ def test_the_host_is_checked_too(size: str, answering: Ran) -> None:
     assert sum(row["bytes"] for row in document["host"]["ledger"]) == document["host"]["peak_bytes"]
 
 
+IMPOSSIBLE = {
+    "in backward, accumulated": (("--optim-in-backward", "--grad-accum", "2"), "--grad-accum 1"),
+    "in backward, clipped": (("--optim-in-backward", "--max-grad-norm", "1"), "--max-grad-norm 0"),
+    "in backward, scaled": (("--optim-in-backward", "--precision", "amp-fp16"), "amp-bf16"),
+    "in backward, ranks": (("--optim-in-backward", "--gpus", "L4:2"), "one GPU"),
+    "rounding in fp32": (("--optim", "adamw-sr"), "--precision bf16"),
+    "muon sharded": (("--optim", "muon", "--parallel", "fsdp", "--gpus", "L4:2"), "ddp"),
+    "muon on prompts": (
+        ("--optim", "muon", "--method", "prompt", "--max-length", "128"),
+        "adamw-fused",
+    ),
+    "every first block": (("--recompute", "every-1"), "block"),
+    "lengths twice": (
+        ("--padding", "dynamic", "--histogram", "h", "--data", "d"),
+        "one of the two",
+    ),
+    "no histogram": (("--padding", "dynamic", "--histogram", "nowhere.json"), "histogram"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(IMPOSSIBLE) - {"muon on prompts"}))
+def test_impossible_combinations_name_what_works(name: str, ran: Ran) -> None:
+    arguments, works = IMPOSSIBLE[name]
+    code, out, err = ran(*BASE, *arguments)
+    assert (code, out) == (2, "")
+    assert works in one_line(err)
+
+
+@pytest.mark.slow  # an adapter is traced
+def test_muon_needs_a_matrix(ran: Ran) -> None:
+    arguments, works = IMPOSSIBLE["muon on prompts"]
+    code, _, err = ran(*BASE, *arguments)
+    assert code == 2
+    assert works in err
+
+
+def test_an_optimizer_in_backward_does_not_clip_and_says_so(answering: Ran) -> None:
+    code, out, err = answering(*BASE, "--optim-in-backward", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["strategy"]["max_grad_norm"] is None
+    assert any("cannot clip" in line for line in document["assumptions"])
+    assert "--optim-in-backward" in document["command"]
+
+
+def test_known_lengths_are_answered_by_their_worst_batch(tmp_path: Path, answering: Ran) -> None:
+    file = tmp_path / "lengths.json"
+    file.write_text("[[8, 90], [64, 9], [200, 1]]")
+    lengths = ("--histogram", str(file), "--max-length", "256", "--batch-size", "8")
+    code, out, err = answering(*BASE, "--padding", "dynamic", *lengths, "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["workload"]["max_length"] == 200
+    peaks = {peak["moment"]: peak["device_peak_bytes"] for peak in document["peaks"]}
+    assert peaks["usual batch"] < peaks["later steps"] == document["memory"]["device_peak_bytes"]
+    code, out, err = answering(*BASE, *lengths, "--json")
+    assert "no effect" in err
+    assert json.loads(out)["workload"]["max_length"] == 256
+
+
 @pytest.mark.parametrize("verb", VERBS_LATER)
 def test_later_verbs(verb: str, ran: Ran) -> None:
     code, out, err = ran(verb)

@@ -423,6 +423,24 @@ def test_what_stays_after_a_step_is_state_bytes(
     assert live_and_peak(second)[0] == 0
 
 
+@given(NAMES, st.lists(SHAPES, max_size=6))
+def test_wider_elements_never_need_less(name: str, shapes: list[tuple[int, ...]]) -> None:
+    names = [name_of(index) for index in range(len(shapes))]
+    half, whole = (state_bytes(name, shapes, itemsize, names=names) for itemsize in (2, 4))
+    assert half <= whole
+
+
+@given(st.integers(1, 10**7))
+def test_fewer_bits_never_need_more(numel: int) -> None:
+    """Of whole blocks, and beyond the tables: 4 bits within 8 bits within 32."""
+    shape, tables = (256 * numel,), 2 * 1024 + 128
+    four, eight, whole = (
+        state_bytes(name, [shape], 4) for name in ("adamw-4bit", "adamw-8bit", "adamw-foreach")
+    )
+    assert four <= eight + tables
+    assert eight <= whole + tables
+
+
 @given(NAMES, TENSORS, st.booleans(), st.booleans(), DEVICES)
 def test_every_storage_dies_once_and_after_its_birth(
     name: str,

@@ -24,6 +24,7 @@ BAND = 0.01
 WIDE = {"hidden_size": 128}
 """Wide enough that a kernel's scratch is small beside tensors."""
 AMP = {"precision": "amp-bf16"}
+IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": None}
 CPU = Cluster(accelerator=find_accelerator("cpu"))
 
 
@@ -69,6 +70,9 @@ def job(task: str, padding: str = "fixed", **given: Any) -> Workload:
         ("xlm-roberta", "token-classification", "unpadded", AMP | {"recompute": "block"}),
         ("xlm-roberta-xl", "masked-lm", "unpadded", {"loss": "masked", "hold_output": False}),
         ("bert", "embedding", "unpadded", {"tokens_per_batch": 300}),
+        ("llama", "causal-lm", "fixed", IN_BACKWARD | {"optimizer": "adafactor"}),
+        ("xlm-roberta", "masked-lm", "fixed", {"recompute": "selective", "optimizer": "muon"}),
+        ("llama", "causal-lm", "fixed", {"recompute": "every-2", "optimizer": "adafactor-hf"}),
         ("llama", "causal-lm", "fixed", {"loss": "chunked"}),
         ("llama", "causal-lm", "unpadded", {"loss": "chunked", "tokens_per_batch": 300}),
         ("qwen3", "causal-lm", "unpadded", AMP | {"loss": "masked", "tokens_per_batch": 200}),

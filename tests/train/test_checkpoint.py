@@ -445,8 +445,10 @@ def test_needed_bytes() -> None:
     assert needed_bytes(model, optimizer) == 3 * 112 + 2 * 4
     assert needed_bytes(model, torch.optim.SGD(model.parameters())) == 112
     half = nn.Linear(6, 4).to(torch.float16)
-    build = lambda parameters: torch.optim.AdamW(parameters)  # noqa: E731
-    assert needed_bytes(half, MasterWeights(half.parameters(), build)) == 56 + 3 * 112
+    masters = make_torch_optimizer(
+        half.named_parameters(), Strategy(optimizer="adamw-fused", precision="fp16-master")
+    )
+    assert needed_bytes(half, masters) == 56 + 3 * 112
 
 
 def test_what_is_on_disk_is_what_was_estimated(tmp_path: Path) -> None:

@@ -60,15 +60,15 @@ def reduce_depth(
     config = copy.deepcopy(dict(values))
     stacks = _stacks(full)
     if radius == 0:
-        kept = tuple(tuple(range(depth)) for _, depth in stacks)
+        whole = tuple(tuple(range(depth)) for _, depth in stacks)
         depths = tuple(depth for _, depth in stacks)
-        marks = tuple(number % period == 0 for number in range(sum(depths)))
-        return Depth(config, kept, depths, tuple(range(sum(depths))), marks)
+        total = range(sum(depths))
+        return Depth(config, whole, depths, tuple(total), tuple(n % period == 0 for n in total))
     representative = []
     contexts: dict[Any, int] = {}
     numbers: list[int] = []
     shortened: list[int] = []
-    marks: list[bool] = []
+    marks: tuple[bool, ...] = ()
     before = 0
     for number, (fields, depth) in enumerate(stacks):
         marked = [(before + i) % period == 0 for i in range(depth)]
@@ -79,7 +79,7 @@ def reduce_depth(
         ]
         chosen = shorten(kinds, radius)
         shortened.append(len(chosen))
-        marks += [marked[i] for i in chosen]
+        marks += tuple(marked[i] for i in chosen)
         for name in fields:
             config[name] = len(chosen)
         if len(chosen) < depth:
@@ -89,7 +89,7 @@ def reduce_depth(
             contexts.setdefault((fields[0], context), len(contexts))
         numbers += [contexts[fields[0], c] for c in _contexts([kinds[i] for i in chosen], radius)]
     kept = tuple(representative)
-    return Depth(config, kept, tuple(shortened), tuple(numbers), tuple(marks))
+    return Depth(config, kept, tuple(shortened), tuple(numbers), marks)
 
 
 def _stacks(full: Mapping[str, Any]) -> list[tuple[list[str], int]]:
