@@ -33,10 +33,12 @@ def test_every_name_takes_a_step(name: str, precision: str) -> None:
     take_a_step(name, precision)
 
 
-@pytest.mark.slow  # each compiles a graph a shape
-@pytest.mark.parametrize("name", sorted(COMPILED))
-def test_every_compiled_name_takes_a_step(name: str) -> None:
-    take_a_step(name, "bf16")
+@pytest.mark.filterwarnings(  # Inductor's own, at its first import
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)
+@pytest.mark.slow  # it compiles a graph a shape
+def test_a_compiled_step_leaves_the_same_states() -> None:
+    take_a_step("adamw-8bit-torchao", "bf16")
 
 
 @pytest.mark.parametrize("name", sorted(COMPILED))
