@@ -139,6 +139,12 @@ EXEMPTIONS: tuple[Exemption, ...] = (
         ),
     ),
     Exemption(
+        "rows of a mask",
+        "indexing by a mask finds its rows with `nonzero`, whose index dies with the call"
+        " (`expandTensors` of ATen/native/IndexingUtils.h)",
+        _under("aten::nonzero"),
+    ),
+    Exemption(
         "random state",
         "checkpoint keeps the CPU generator's state, on a GPU too (`get_rng_state` of"
         " torch/utils/checkpoint.py): host memory that no operator makes",

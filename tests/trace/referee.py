@@ -30,7 +30,14 @@ from rigsize.trace.recorder import ALLOC, FREE, RawTrace
 ALIASES = {"aten::new_zeros": "aten::zeros"}
 """`value_selecting_reduction_backward` asks for zeros in other words under a dispatch mode."""
 ALWAYS_KNOWN = frozenset(
-    {"aten::copy", "aten::add", "aten::index_add", "aten::scatter_add", "aten::sum"}
+    {
+        "aten::copy",
+        "aten::add",
+        "aten::index_add",
+        "aten::scatter_add",
+        "aten::sum",
+        "aten::_index_put_impl",
+    }
 )
 """Operators with scratch that may be in the trace only as in-place forms, or only as a scalar."""
 
@@ -75,6 +82,8 @@ def real_batch(case: Case) -> dict[str, Any]:
         batch["position_ids"] = torch.cat([torch.arange(first, first + n) for n in lengths])[None]
     elif case.padded:
         batch["attention_mask"].fill_(1)[0, -3:] = 0
+    if case.family in ("bart", "t5"):  # their classifiers read the one end-of-text of each text
+        batch["input_ids"][:, -4] = load_config(CONFIGS[case.family], options).eos_token_id
     if "positions" in batch:
         batch["positions"] %= batch["input_ids"].numel()
     return batch

@@ -186,6 +186,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "t5": _T5 | {"model_type": "t5", "feed_forward_proj": "relu"},
     "mt5": _T5
     | {"model_type": "mt5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "xlm": {
+        "model_type": "xlm",
+        "vocab_size": 5003,
+        "emb_dim": 96,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_position_embeddings": 131,
+    },
     "bart": _BART | {"model_type": "bart"},
     "m2m_100": _BART | {"model_type": "m2m_100", "activation_function": "relu"},
 }

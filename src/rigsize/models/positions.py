@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rigsize.errors import SpecError, nearest
+from rigsize.errors import SpecError, UnsupportedCombination, nearest
+from rigsize.models.not_text import why_not_text
 from rigsize.spec.workload import TASKS
 
 __all__ = [
@@ -82,9 +83,10 @@ def default_task(config: Mapping[str, Any]) -> str:
     order = ["seq2seq-lm", "sequence-classification", "causal-lm", "embedding"]
     if "masked-lm" not in tasks or config.get("is_decoder"):
         order = ["seq2seq-lm", "causal-lm", "sequence-classification", "embedding"]
-    for task in order:
-        if task in tasks:
-            return task
+    usable = [task for task in order if task in tasks]
+    on_text = [task for task in usable if not why_not_text(config["model_type"], task)]
+    if usable:
+        return next((task for task in on_text if task != "embedding"), usable[0])
     raise SpecError("model_type", config["model_type"], "has no head for any text task")
 
 
@@ -93,10 +95,20 @@ def check_task(config: Mapping[str, Any], task: str) -> str:
     model_type = config["model_type"]
     heads = heads_of(config)
     if task in heads:
+        _refuse_other_inputs(model_type, task, heads)
         return heads[task]
     problem = f"{model_type} has no head for it" if task in TASKS else "no such task"
     allowed = [name for name in TASKS if name in heads]
     raise SpecError("task", task, problem, allowed=allowed, nearest=nearest(task, allowed))
+
+
+def _refuse_other_inputs(model_type: str, task: str, heads: Mapping[str, str]) -> None:
+    why = why_not_text(model_type, task)
+    if why:
+        allowed = [name for name in TASKS if name in heads and not why_not_text(model_type, name)]
+        raise UnsupportedCombination(
+            "task", task, f"{model_type} has no use on text alone for it: {why}", allowed=allowed
+        )
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["multiple_of_weights", "of_the_article"]
 
-_STATES = {"sgd": 0, "sgd-momentum": 1, "adafactor": 0}
+_STATES = {"sgd": 0, "sgd-momentum": 1, "adafactor": 0, "lion": 1, "muon": 1, "rmsprop": 1}
 """Optimizer states as large as the weights; those of Adam, two, for every other name."""
 ARTICLE_FACTOR = 3
 """`During training, the model occupies approximately three times more GPU memory than during

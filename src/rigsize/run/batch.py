@@ -55,7 +55,7 @@ def random_batch(
             # Pairs side by side; a lone row has no other to be the positive.
             tensor.copy_(torch.arange(len(tensor)).roll(-1))
         elif name in ("input_ids", "labels", "decoder_input_ids"):
-            tensor.random_(0, text.vocab_size, generator=generator)
+            tensor.random_(0, _vocabulary(text), generator=generator)
             _avoid_special(tensor, text)
     ends = torch.tensor([-1])
     if options.unpadded:
@@ -98,6 +98,13 @@ def _choose_rows(
         batch["labels"][len(chosen) :] = IGNORED
 
 
+def _vocabulary(text: Any) -> int:
+    """Ids that may turn up; CANINE hashes code points and has no table of them."""
+    return int(getattr(text, "vocab_size", None) or CODE_POINTS)
+
+
+CODE_POINTS = 128
+"""Of ASCII."""
 _FEW_LABELS = ("sequence-classification", "token-classification")
 
 
@@ -111,7 +118,7 @@ def _special_ids(text: Any) -> set[int]:
 
 def _avoid_special(ids: torch.Tensor, text: Any) -> None:
     special = _special_ids(text)
-    safe = next((i for i in range(text.vocab_size) if i not in special), 0)
+    safe = next((i for i in range(_vocabulary(text)) if i not in special), 0)
     for token in special:
         ids[ids == token] = safe
 
@@ -120,7 +127,7 @@ def _end_texts(input_ids_BS: torch.Tensor, ends: torch.Tensor, text: Any) -> Non
     eos = getattr(text, "eos_token_id", None)
     if isinstance(eos, list):
         eos = eos[0] if eos else None
-    if eos is not None and 0 <= eos < text.vocab_size:
+    if eos is not None and 0 <= eos < _vocabulary(text):
         input_ids_BS[:, ends] = eos
 
 

@@ -26,6 +26,7 @@ from rigsize.trace.model import (
 from rigsize.trace.profile import is_embedding
 from rigsize.trace.quantized import named_statistics, packed
 from rigsize.trace.recorder import Layers, RawTrace, Recorder, join_additions
+from rigsize.trace.values import checked_value
 
 DECODED_BEFORE = 2
 """Tokens of a decoding step's keys that are no prompt: its own, and one decoded before it."""
@@ -180,7 +181,13 @@ class Traced:
     def _recorder(self, *, saves_on_host: bool = False) -> Recorder:
         names = {module: name for name, module in self.model.named_modules()}
         layers = number_layers(self.stacks)
-        return Recorder(names, layers, self.device.type, saves_on_host=saves_on_host)
+        return Recorder(
+            names,
+            layers,
+            self.device.type,
+            saves_on_host=saves_on_host,
+            checked_value=checked_value(self.config.model_type),
+        )
 
     def _adopt(self, recorder: Recorder, batch: Mapping[str, Any]) -> None:
         for name, parameter in named_parameters(self.model):

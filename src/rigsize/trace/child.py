@@ -83,7 +83,7 @@ def run_under_hash_seed() -> None:
     """Starts the running script once more, under the seed of every trace, if it is not already."""
     if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
         environment = {**os.environ, "PYTHONHASHSEED": HASH_SEED}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> bytes:

@@ -88,8 +88,15 @@ def load_config(config: Mapping[str, Any], options: BuildOptions) -> Any:
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if hasattr(loaded, name):
             setattr(loaded, name, 0.0)  # a dropped layer would hide the peak
-    if getattr(loaded, "pad_token_id", None) is None:
-        loaded.pad_token_id = 0
+    for part in (loaded, loaded.get_text_config()):  # classifiers read the one of the text's own
+        if getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = 0
+    languages = getattr(loaded, "languages", None)
+    if languages and getattr(loaded, "default_language", None) is None:
+        loaded.default_language = languages[0]  # X-MOD: an adapter a language, all of one size
+    starts = getattr(loaded, "decoder_start_token_id", None)
+    if getattr(loaded, "is_encoder_decoder", False) and starts is None:
+        loaded.decoder_start_token_id = loaded.pad_token_id  # T5's files say so, its default not
     return loaded
 
 

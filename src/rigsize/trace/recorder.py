@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rigsize.trace import values as token_values
 from rigsize.trace.masks import KnownOnes, answered
 from rigsize.trace.ownership import counts_of_sole_owner, engine_may_add_into
 from rigsize.trace.taken_apart import kernels_of
@@ -124,9 +125,11 @@ class Recorder(TorchDispatchMode):
         device: str,
         *,
         saves_on_host: bool = False,
+        checked_value: bool | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._saves_on_host = saves_on_host and device != "cpu"
+        self.checked_value = checked_value
         self.trace = RawTrace()
         self.names = names
         self.layers = layers
@@ -292,7 +295,9 @@ class Recorder(TorchDispatchMode):
         if kernel is not None:
             with self:  # what it is taken apart to is recorded in its place
                 return kernel(*args, **(kwargs or {}))
-        out = func(*args, **(kwargs or {}))
+        out = token_values.answered(func.name(), args, self.checked_value)
+        if out is NotImplemented:
+            out = func(*token_values.with_rows(func.name(), args), **(kwargs or {}))
         if isinstance(out, torch.Tensor):
             self._record(func, args, kwargs or {}, (out,))
         elif isinstance(out, (tuple, list)):
@@ -367,7 +372,9 @@ class Recorder(TorchDispatchMode):
 
     def _added_into(self, first: Any, second: Any, total: torch.Tensor) -> int:
         """The storage that a real run adds into where this run made a new one, else -1."""
-        if not isinstance(second, torch.Tensor) or first.shape != total.shape:
+        if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
+            return -1  # a Python number takes part (`torch.add(0.3, mask)` of Phi-MoE)
+        if first.shape != total.shape:
             return -1
         number = self.storage_of(first)
         if number >= self._math_attention_since >= 0:
