@@ -33,8 +33,8 @@ MemoryClass = Literal[
 ]
 
 _START_S = 3e-6
-_SIGMA_MEASURED = 0.12
-_SIGMA_OTHER_CARD = 0.18
+_SIGMA_MEASURED = 0.15
+_SIGMA_OTHER_CARD = 0.2
 _SIGMA_ASSUMED = 0.3
 
 # (class that was measured, share of its bandwidth). The shares below one are assumed: time-model
