@@ -16,6 +16,7 @@ import pytest
 from tests.train.runs import CONFIG, NO_DROPOUT, make_data
 
 from rigsize.cli import run
+from rigsize.errors import UnsupportedCombination
 from rigsize.train.log import read_log
 
 
@@ -60,11 +61,21 @@ def test_the_answer_has_prediction_and_measurement(
     assert document["record"]["kind"] == "train"
 
 
-def test_what_estimate_does_not_answer_is_said_and_no_failure(
+def test_adapters_are_trained_and_predicted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = run(typed(folder, "lora", "--no-checkpoint", "--method", "lora"))
-    assert code == 0
+    assert run(typed(folder, "lora", "--no-checkpoint", "--method", "lora")) == 0
+    assert "inside the predicted band" in capsys.readouterr().out
+
+
+def test_what_estimate_does_not_answer_is_said_and_no_failure(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UnsupportedCombination("method", "full", "not answered yet")
+
+    monkeypatch.setattr("rigsize.estimate.estimate", refuse)
+    assert run(typed(folder, "refused", "--no-checkpoint")) == 0
     assert "not predicted yet" in capsys.readouterr().out
 
 

@@ -139,8 +139,8 @@ def _encoder(model: BundledModel) -> tuple[list[TraceKey], list[TraceKey]]:
         unpadded = [_key(model, t, c, padded=False) for t in tasks for c in ("fp32", "amp")]
         saved = [replace(_key(model, t, c), saves_on_host=True) for t in tasks for c in SAVED]
         freed = [replace(_key(model, t, c), hold_output=False) for t in tasks for c in FREED]
-        more = unpadded + _lean(model) + saved + freed + _quantised(model)
-        return first + more + second, []
+        once = unpadded + _lean(model) + saved + freed + _quantised(model)
+        return first + once + second, []
     return first, second
 
 
