@@ -256,11 +256,19 @@ def _judge(record: Record, prediction: Prediction | None, reason: str) -> tuple[
         return None, f"no measured {_SHOWN[prediction.banded]} peak to judge the band by"
     low, high = prediction.low_bytes, prediction.high_bytes
     if record.device == "cpu":
+        if _over_gloo(record):
+            return None, "no verdict: gloo keeps copies of what CPU ranks exchange, not predicted"
         low, high = int(low * (1 - CPU_TOLERANCE)), int(high * (1 + CPU_TOLERANCE))
     inside = low <= measured <= high
     place = "inside" if inside else "below" if measured < low else "above"
     band = f"{format_bytes(low)} to {format_bytes(high)}"
     return inside, f"{_SHOWN[prediction.banded]} peak {place} the predicted band {band}"
+
+
+def _over_gloo(record: Record) -> bool:
+    """Whether real ranks on CPUs exchanged tensors; a card's NCCL has no tensors of its own."""
+    world = record.world
+    return world is not None and not world.fake and world.size > 1
 
 
 def _judge_out_of_memory(record: Record, prediction: Prediction) -> tuple[bool | None, str]:
