@@ -17,7 +17,7 @@ import argparse
 import csv
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ def judge(row: Row) -> Judged:
     return Judged(row=row, verdict=found.fit.verdict, said=said)
 
 
-def judged(rows: list[Row], what: str) -> Iterator[Judged]:
+def judged(rows: Sequence[Row], what: str) -> Iterator[Judged]:
     """One after another, said as they come."""
     for number, row in enumerate(rows, start=1):
         found = judge(row)
