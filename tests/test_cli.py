@@ -56,6 +56,7 @@ OPTIONS = {
     "records": {"--out", "--json"},
 }
 BASE = ("estimate", "xlm-roberta-base", "--offline")
+WRITE = ("estimate", "openai-community/gpt2", "--use", "inference")
 
 Ran = Callable[..., tuple[int, str, str]]
 
@@ -239,6 +240,38 @@ BAD = {
     "zero2 offloads weights": (
         (*BASE, "--parallel", "zero2", "--precision", "bf16", "--offload", "cpu"),
         "zero3 can offload them",
+    ),
+    "training writes nothing": (
+        ("estimate", "gpt2", "--prompt-length", "8"),
+        "fine-tuning writes no tokens",
+    ),
+    "an encoder writes nothing": (
+        (*BASE, "--use", "inference", "--max-new-tokens", "8"),
+        "only causal-lm and seq2seq-lm write tokens",
+    ),
+    "written past its positions": (
+        (*WRITE, "--prompt-length", "1000", "--max-new-tokens", "100"),
+        "has positions for 1,024 tokens",
+    ),
+    "written through an adapter": (
+        (*WRITE, "--max-new-tokens", "8", "--method", "lora"),
+        "merged into the weights",
+    ),
+    "written unpadded": (
+        (*WRITE, "--max-new-tokens", "8", "--padding", "unpadded"),
+        "pads prompts on their left",
+    ),
+    "batch and length auto": (
+        (*WRITE, "--prompt-length", "auto", "--batch-size", "auto"),
+        "the batch is auto already",
+    ),
+    "measured at any length": (
+        ("measure", *WRITE[1:], "--prompt-length", "auto"),
+        "a measured run needs a number",
+    ),
+    "over machines": (
+        (*WRITE, "--gpus", "A100-40GB:2x2"),
+        "the devices of one machine",
     ),
     "no host": ((*BASE, "--host-memory", "0GiB"), "no memory at all"),
     "host of what": ((*BASE, "--host-memory", "256"), "not a size with a unit"),

@@ -22,6 +22,7 @@ from rigsize.search import (
     accumulation_for,
     cheapest_edits,
     largest_batch,
+    longest_context,
 )
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH
@@ -74,6 +75,30 @@ def test_bisection_finds_the_limit(monkeypatch: pytest.MonkeyPatch, limit: int) 
 
 def test_batches_end_at_the_largest_that_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bisected(monkeypatch, 10 * MAX_BATCH)[0] == MAX_BATCH
+
+
+@pytest.mark.parametrize("limit", [0, 7, 8, 9, 100, 4096, 130_000])
+def test_the_longest_context_is_found_in_steps_of_eight(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(search, "_fits", lambda *_: lambda w, _: w.prompt_tokens <= limit)
+    asked = replace(
+        workload(), task="causal-lm", use="inference", prompt_length=1, max_new_tokens=100
+    )
+    llama = resolve_model("meta-llama/Llama-3.1-8B")
+    found = longest_context(llama, asked, Strategy(), Cluster(accelerator=A100))
+    assert found == limit // 8 * 8
+
+
+def test_the_longest_context_ends_at_the_models_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_fits", lambda *_: lambda *_: True)
+    asked = replace(
+        workload(), task="causal-lm", use="inference", prompt_length=1, max_new_tokens=100
+    )
+    llama = resolve_model("meta-llama/Llama-3.1-8B")
+    cluster = Cluster(accelerator=A100)
+    # 131,072 positions less 100 tokens that are written, in steps of 8.
+    assert longest_context(llama, asked, Strategy(), cluster) == (131_072 - 100) // 8 * 8
 
 
 @pytest.mark.usefixtures("_tiny")

@@ -309,10 +309,13 @@ def _generation(settings: Settings, config: Mapping[str, Any], task: str) -> dic
     prompt, new = _length(settings, "prompt-length"), settings.integer("max-new-tokens")
     if prompt is None and new is None:
         return {}
+    written = DEFAULT_NEW_TOKENS if new is None else new
     if prompt is None:
         prompt = _length(settings, "max-length")
         if prompt is None:
-            prompt = int(settings.or_assumed("prompt-length", *_usual_length(config, task)))
+            prompt = int(
+                settings.or_assumed("prompt-length", *_usual_prompt(config, task, written))
+            )
     elif settings.text("max-length") not in (None, str(prompt)):
         settings.warnings.append("--max-length has no effect beside --prompt-length")
     if settings.text("max-target-length") is not None:
@@ -321,6 +324,15 @@ def _generation(settings: Settings, config: Mapping[str, Any], task: str) -> dic
         why = "what transformers' generate writes where nothing is said"
         new = int(settings.or_assumed("max-new-tokens", str(DEFAULT_NEW_TOKENS), why))
     return {"prompt_length": prompt, "max_new_tokens": new}
+
+
+def _usual_prompt(config: Mapping[str, Any], task: str, written: int) -> tuple[str, str]:
+    """(tokens, why); what a decoder writes takes positions, too."""
+    usual, why = _usual_length(config, task)
+    longest = max_positions(config)
+    if task == "seq2seq-lm" or longest is None or int(usual) + written <= longest:
+        return usual, why
+    return str(max(1, longest - written)), "all the positions it has but those written"
 
 
 def _pads(settings: Settings) -> bool:

@@ -41,9 +41,12 @@ def _measure_one(settings: Settings) -> int:
     if settings.text("recipe") is not None:  # it asks whether it is a CPU
         settings.given = {**settings.given, "device": device_of(settings.text("device"))}
     job = parse_job(settings, "measure")
-    if job.auto_batch:
+    if job.auto_batch or job.auto_length:
         raise UnsupportedCombination(
-            "batch-size", "auto", "a measured run needs a number", hint="estimate finds the largest"
+            job.auto_length or "batch-size",
+            "auto",
+            "a measured run needs a number",
+            hint="estimate finds the largest",
         )
     record = _measured(settings, job)
     if not _first() and record.outcome == "ok":

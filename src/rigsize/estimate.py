@@ -18,7 +18,7 @@ from rigsize.memory.outside import communication, communicators, outside
 from rigsize.memory.peaks import Peak, peaks_of
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_task, max_positions
-from rigsize.point import assumed_sizes, point_of
+from rigsize.point import assumed_sizes, pads, point_of
 from rigsize.program.attention_rocm import FUSED
 from rigsize.program.beside_steps import logits_bytes
 from rigsize.program.build import Program, build_program
@@ -366,7 +366,7 @@ def trace_key(
         use="training" if training else "inference",
         compute=compute,
         attention="eager" if strategy.attention == "eager" else "sdpa",
-        padded=_pads(workload, strategy),
+        padded=pads(workload, strategy),
         recompute=strategy.recompute if training else "none",
         device="accelerator" if on_gpu else "cpu",
         num_labels=workload.num_labels if classifies else 3,
@@ -380,15 +380,10 @@ def trace_key(
     )
 
 
-def _pads(workload: Workload, strategy: Strategy) -> bool:
-    """One prompt alone is never padded; `generate` drops the mask then."""
-    alone = workload.generates and strategy.micro_batch == 1
-    return workload.padding_in_batch and workload.padding != "unpadded" and not alone
-
-
 def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) -> None:
     """Refuses what each record alone cannot see."""
     check_task(source.config, workload.task)
+    check_together(workload, strategy)
     check_checkpoint(source.config, strategy)
     longest = max_positions(source.config)
     before = strategy.virtual_tokens if strategy.method in PROMPT_METHODS else 0
@@ -407,7 +402,6 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
             workload.max_target_length,
             f"only seq2seq-lm has target tokens, the task is {workload.task}",
         )
-    check_together(workload, strategy)
     _refuse_later(strategy)
 
 

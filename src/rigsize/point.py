@@ -11,7 +11,13 @@ from rigsize.spec import Strategy, Workload
 from rigsize.trace.profile import selects_rows
 from rigsize.trace.sizes import CHUNKS
 
-__all__ = ["assumed_sizes", "point_of"]
+__all__ = ["assumed_sizes", "pads", "point_of"]
+
+
+def pads(workload: Workload, strategy: Strategy) -> bool:
+    """Whether a batch holds padded positions; a prompt alone never does, `generate` sees to it."""
+    alone = workload.generates and strategy.micro_batch == 1
+    return workload.padding_in_batch and workload.padding != "unpadded" and not alone
 
 
 def point_of(workload: Workload, strategy: Strategy) -> dict[str, int]:

@@ -9,6 +9,7 @@ from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
 from rigsize.models.source import ModelSource
 from rigsize.run import host
 from rigsize.run.batch import batch_sizes, random_batch
+from rigsize.run.compare import CPU_TOLERANCE, predict_record
 from rigsize.run.execution import is_out_of_memory
 from rigsize.run.measure import check_job, measure
 from rigsize.run.meters import CpuMeter, storages
@@ -164,6 +165,41 @@ def test_one_pass_of_an_encoder_decoder(config: dict[str, Any]) -> None:
     assert record.outcome == "ok", record.message
 
 
+def writing(task: str, **more: int) -> Workload:
+    return job(task, "inference", **({"prompt_length": 16, "max_new_tokens": 12} | more))
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "texts"),
+    [(LLAMA, "causal-lm", 1), (LLAMA, "causal-lm", 2), (T5, "seq2seq-lm", 2)],
+)
+def test_generation_repeats_to_the_byte(config: dict[str, Any], task: str, texts: int) -> None:
+    record = run(config, writing(task), micro_batch=texts)
+    assert record.outcome == "ok", record.message
+    assert len(set(record.step_peaks_bytes)) == 1
+
+
+def test_more_tokens_take_more_cache() -> None:
+    short = run(LLAMA, writing("causal-lm", prompt_length=4, max_new_tokens=24))
+    long = run(LLAMA, writing("causal-lm", prompt_length=4, max_new_tokens=54))
+    # 30 keys and values more for 2 texts in 2 layers of 2 heads of 8, fp32; beside them those of
+    # one layer of the step before, and the copies for all heads that a padded step makes.
+    cache = 2 * 30 * 2 * 2 * 2 * 8 * 4
+    grown = long.step_peaks_bytes[0] - short.step_peaks_bytes[0]
+    assert cache < grown < 3 * cache
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("texts", [1, 2])
+def test_generation_is_as_predicted(texts: int) -> None:
+    config, workload = LLAMA | {"num_hidden_layers": 5}, writing("causal-lm")
+    record = run(config, workload, micro_batch=texts)
+    predicted, reason = predict_record(a_source(config), record)
+    assert predicted is not None, reason
+    measured = max(record.step_peaks_bytes)
+    assert abs(predicted.allocated_peak_bytes / measured - 1) <= CPU_TOLERANCE
+
+
 def test_releasing_the_output_saves_the_logits() -> None:
     # Backward's height has the logits, [2, 16, 503] fp32 = 64,384 B, among what is held.
     held = run(ENCODER, job("masked-lm"))
@@ -210,6 +246,7 @@ def test_a_run_that_breaks_is_a_failed_record(monkeypatch: pytest.MonkeyPatch) -
         (job("seq2seq-lm"), Strategy(), "has no head for it"),
         (Workload(model="t", task="masked-lm", max_length=65), Strategy(), "beyond the positions"),
         (job("masked-lm"), Strategy(precision="fp16"), "cannot be trained without a master copy"),
+        (job("masked-lm", "inference", max_new_tokens=2), Strategy(), "write tokens"),
         (
             job("masked-lm", padding="unpadded"),
             Strategy(attention="eager"),

@@ -176,6 +176,17 @@ def test_every_adapted_run_could_be_made(spec: Spec) -> None:
     assert parse_spec(spec_json(spec)) == replace(spec, note="")
 
 
+INFERENCE = read_specs(ROOT / "benchmarks" / "gpu" / "suite_inference.toml")
+
+
+@pytest.mark.parametrize("spec", INFERENCE, ids=lambda spec: spec.id)
+def test_every_generation_could_be_run(spec: Spec) -> None:
+    assert spec.workload.generates
+    source = resolve_model(spec.workload.model, allow_network=False)
+    check_job(source, spec.workload, spec.strategy, "cuda", steps=spec.steps, options=spec.options)
+    assert parse_spec(spec_json(spec)) == replace(spec, note="")
+
+
 def test_any_strategy_and_what_is_measured_beside_it() -> None:
     more = {
         "parallel": "fsdp",

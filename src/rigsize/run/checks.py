@@ -41,6 +41,7 @@ def check_job(
     _check_runs(workload, strategy)
     if options is not None:
         check_options(options, strategy, device)
+        _check_prompts(workload, options)
 
 
 _RUN: dict[str, tuple[object, ...]] = {
@@ -58,20 +59,34 @@ def _check_runs(workload: Workload, strategy: Strategy) -> None:
             raise UnsupportedCombination(
                 field.replace("_", "-"), value, "not run yet", allowed=[str(v) for v in run]
             )
-    for name in ("prompt_length", "max_new_tokens"):
-        value = getattr(workload, name)
-        if value is not None:
-            raise UnsupportedCombination(name.replace("_", "-"), value, "not run yet")
+    if workload.generates and strategy.parallel != "single":
+        raise UnsupportedCombination(
+            "parallel", strategy.parallel, "tokens are written on one device", nearest="single"
+        )
 
 
 def _check_length(source: ModelSource, workload: Workload) -> None:
     longest = max_positions(source.config)
-    if longest is not None and workload.max_length > longest:
+    length = workload.max_length
+    if workload.generates and workload.task == "causal-lm":
+        length = workload.prompt_tokens + workload.new_tokens
+    if longest is not None and length > longest:
         raise SpecError(
-            "max-length",
-            workload.max_length,
+            "max-new-tokens" if workload.generates else "max-length",
+            length,
             f"beyond the positions of {source.name}",
             allowed=(f"up to {longest:,}",),
+        )
+
+
+def _check_prompts(workload: Workload, options: MeasureOptions) -> None:
+    """A call of `generate` has prompts of one length."""
+    if workload.generates and (options.data is not None or options.histogram is not None):
+        raise UnsupportedCombination(
+            "prompt-length",
+            workload.prompt_tokens,
+            "prompts are made of random ids, all of this length",
+            hint="leave out --data and --histogram",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from rigsize.run.clock import Clock, times_apart
 from rigsize.run.cuda_history import CudaHistory
 from rigsize.run.cuda_meter import CudaMeter
 from rigsize.run.feeds import Feed, make_feed
+from rigsize.run.generation import Generation
 from rigsize.run.job import Job, build_options, step_recipe
 from rigsize.run.meters import CpuMeter, Meter, StepWatch
 from rigsize.run.optimizers import make_torch_optimizer
@@ -165,9 +166,20 @@ class _Run:
 
     def _infer(self, watch: StepWatch, number: int) -> None:
         batch = next(iter(self._supply.inputs(number)))
+        if self._job.workload.generates:
+            self._generate(watch, batch)
+            return
         out = inference_step(self._model, batch, self._recipe, phase=watch.mark)
         # Inside the step, so that the meter sees it go: else it would live through the next one.
         del out
+
+    def _generate(self, watch: StepWatch, batch: Mapping[str, Any]) -> None:
+        """One call of `generate`; its passes are one phase, for a mark between them costs time."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        generation = Generation(self._model, inputs, self._recipe)
+        generation.prefill(watch.mark)
+        for _ in range(self._job.workload.new_tokens - 1):
+            generation.decode(lambda _phase: None)
 
     def _look(self) -> None:
         """At the host, between the steps: it costs milliseconds."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rigsize.point import pads
 from rigsize.run.batch import batch_sizes, random_batch
 from rigsize.run.heads import IGNORED
 from rigsize.run.job import Job, build_options
@@ -102,7 +103,7 @@ def _full_length(job: Job, config: Any) -> Feed:
     workload = job.workload
     sizes = batch_sizes(workload, job.strategy)
     inputs = random_batch(
-        config, build_options(job), sizes, padded=workload.padding_in_batch, seed=job.seed
+        config, build_options(job), sizes, padded=pads(workload, job.strategy), seed=job.seed
     )
     made = MicroBatch(inputs, _sizes_of(inputs, sizes))
     return Feed(

@@ -95,6 +95,7 @@ def options_of(workload: Workload, strategy: Strategy) -> BuildOptions:
         adapter=adapter_of(strategy),
         quantization="" if strategy.stored_as == "none" else strategy.stored_as,
         half_dtype=_half_dtype(strategy),
+        generates=workload.generates,
     )
 
 

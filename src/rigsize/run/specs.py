@@ -39,6 +39,8 @@ _WORKLOAD = {
     "padding_in_batch": "padding_in_batch",
     "mask_share": "mask_share",
     "examples": "examples",
+    "prompt_length": "prompt_length",
+    "max_new_tokens": "max_new_tokens",
 }
 _STRATEGY = {
     "precision": "precision",
