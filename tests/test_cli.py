@@ -287,6 +287,25 @@ def test_bad_input_is_one_line_and_exit_2(case: str, ran: Ran) -> None:
     assert expected in one_line(err)
 
 
+CONTRADICTIONS = [
+    (("--method", "qlora", "--quantization", "none"), "qlora says otherwise"),
+    (
+        ("--use", "inference", "--precision", "int8", "--quantization", "nf4"),
+        "int8 says otherwise",
+    ),
+    (("--use", "inference", "--precision", "fp16-master"), "did you mean fp16"),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), CONTRADICTIONS)
+def test_flags_that_contradict_one_another_are_refused(
+    flags: tuple[str, ...], words: str, ran: Ran
+) -> None:
+    code, out, err = ran(*BASE, *flags)
+    assert (code, out) == (2, "")
+    assert words in one_line(err)
+
+
 NOT_YET = [
     *(("--parallel", v) for v in ("tensor", "pipeline", "context", "expert")),
 ]

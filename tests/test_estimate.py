@@ -205,7 +205,6 @@ def test_assumptions_name_context_versions_and_capacity() -> None:
     ("gpu", "strategy", "note"),
     [
         ("T4", {"precision": "tf32"}, "tf32 has no effect on T4"),
-        ("T4", {"precision": "amp-bf16"}, "T4 has no native bf16"),
         ("A100-40GB", {"precision": "amp-bf16", "attention": "flash"}, "flash with padding"),
     ],
 )
@@ -213,6 +212,14 @@ def test_notes(gpu: str, strategy: dict[str, Any], note: str) -> None:
     assert any(
         text.startswith(note) for text in tiny_estimate(find_accelerator(gpu), **strategy).notes
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "instead"), [("bf16", "fp16-master"), ("amp-bf16", "amp-fp16")]
+)
+def test_a_card_without_bf16_refuses_it(precision: str, instead: str) -> None:
+    with pytest.raises(UnsupportedCombination, match=f"T4 has no bf16.*did you mean {instead}"):
+        tiny_estimate(find_accelerator("T4"), precision=precision)
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,10 @@ def _refuse_later(settings: Settings, verb: str) -> None:
         if value is not None:
             one_of(name, value, (*answered, *later))
         if value in later:
-            raise UnsupportedCombination(name, value, "not answered yet", allowed=answered)
+            reason = "it changes what each rank computes" if name == "parallel" else ""
+            raise UnsupportedCombination(
+                name, value, "not answered yet", allowed=answered, hint=reason
+            )
 
 
 # -- what ---------------------------------------------------------------------------------------
@@ -453,7 +456,9 @@ def _more_of_strategy(settings: Settings) -> dict[str, Any]:
     parallel = settings.text("parallel") or "single"
     for name, parallels in _OF_PARALLEL.items():
         if settings.given.get(name.replace("-", "_")) is not None and parallel not in parallels:
-            settings.warnings.append(f"--{name} has no effect on parallel {parallel}")
+            flag = name if settings.switch(name) else f"no-{name}"
+            settings.warnings.append(f"--{flag} has no effect on parallel {parallel}")
+    _check_quantization(settings, method)
     given: dict[str, Any] = {
         key: value for key in _STRATEGY_TEXTS if (value := settings.text(key)) is not None
     }
@@ -464,6 +469,28 @@ def _more_of_strategy(settings: Settings) -> dict[str, Any]:
             given[key] = settings.switch(flag)
     dropout = settings.text("lora-dropout")
     return given if dropout is None else given | {"lora_dropout": number("lora-dropout", dropout)}
+
+
+_QUANTIZATIONS_OF = {
+    "qlora": ("nf4", "nf4-double"),
+    "int8-lora": ("int8", "int8-torchao"),
+    "int8": ("int8", "int8-torchao"),
+    "int4": ("nf4", "nf4-double", "int4-torchao"),
+    "fp8": ("fp8",),
+}
+"""By method or precision: what it leaves open of how weights are stored."""
+
+
+def _check_quantization(settings: Settings, method: str) -> None:
+    """Refuses a way of storing weights that the method or the precision contradicts."""
+    asked = settings.text("quantization")
+    for name in (method, settings.text("precision")):
+        if asked is not None and name in _QUANTIZATIONS_OF:
+            allowed = _QUANTIZATIONS_OF[name]
+            if asked not in allowed:
+                raise UnsupportedCombination(
+                    "quantization", asked, f"{name} says otherwise", allowed=allowed
+                )
 
 
 def _accumulation(settings: Settings, micro: int, global_batch: int | None) -> int:

@@ -687,7 +687,7 @@ def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> 
         notes.append(f"tf32 has no effect on {accelerator.id}")
     bf16 = strategy.policy.half_dtype == "bfloat16"
     if bf16 and not accelerator.is_cpu and not accelerator.supports_bf16:
-        notes.append(f"{accelerator.id} has no native bf16: torch emulates it slowly")
+        notes.append(f"{accelerator.id} has no bf16: take fp16 as the compute dtype")
     if workload.training and workload.task in ("causal-lm", "seq2seq-lm"):
         notes.append(
             "the step passes use_cache=False; a loop that leaves transformers' default on also"

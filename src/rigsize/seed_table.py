@@ -46,6 +46,9 @@ CLASS_CARDS = {
 """The article's own card of each size, but for 24 GB (its K80 is two devices of 12 GB)."""
 
 FOOTNOTES = (
+    "FSDP rows are predicted with CPU offload, DDP rows without, as the article says.",
+    "`16 (own 32)`: the replay ends on a 16 GB card by giving cached segments back; on its own card,"
+    " where there is no need to, it reserves as much as the 32 GB class.",
     "XXL: the article's links for XXL lead to the XL checkpoint; the rows are answered for"
     " facebook/xlm-roberta-xxl.",
     "24 GB: the article's Tesla K80 is a board of two 12 GB devices, and no single model spans"
@@ -251,7 +254,7 @@ def _reproduction(found: SettingSet, answer: Estimate) -> Reproduction:
 def _settings_note(need_bytes: int, found_gb: int | None, settings: Sequence[Reproduction]) -> str:
     """Why the stated settings cannot be all, and which others give the class."""
     found = "past 80" if found_gb is None else str(found_gb)
-    words = f"as stated it needs {need_bytes / GIB:.1f} GiB, class {found}"
+    words = f"as stated {need_bytes / GIB:.1f} GiB on its own card; it ends on class {found}"
     if not settings:
         return f"{words}; no three other settings reproduce the class"
     against = " (against the article's words)" if settings[0].settings.contradicts else ""

@@ -62,6 +62,7 @@ def environment_of(accelerator: Accelerator, strategy: Strategy) -> Environment:
             hint=f"software stack of this row: {accelerator.software_stack}",
         )
     capability = accelerator.compute_capability
+    _check_bf16(accelerator, strategy)
     if strategy.attention == "flash":
         _check_flash(accelerator, strategy)
     return Environment(
@@ -101,6 +102,22 @@ def _rocm_environment(accelerator: Accelerator, strategy: Strategy) -> Environme
         force_flash=strategy.attention == "flash",
         gfx=accelerator.gfx,
     )
+
+
+_INSTEAD_OF_BF16 = {"bf16": ("fp16-master", "fp16", "fp32"), "amp-bf16": ("amp-fp16", "fp32")}
+
+
+def _check_bf16(accelerator: Accelerator, strategy: Strategy) -> None:
+    """A card without bf16 emulates it slowly; nobody wants that who has fp16."""
+    instead = _INSTEAD_OF_BF16.get(strategy.precision)
+    if instead and not accelerator.supports_bf16 and strategy.stored_as == "none":
+        raise UnsupportedCombination(
+            "precision",
+            strategy.precision,
+            f"{accelerator.id} has no bf16",
+            allowed=instead,
+            nearest=instead[0],
+        )
 
 
 def _check_flash(accelerator: Accelerator, strategy: Strategy) -> None:

@@ -47,6 +47,14 @@ def _check_generation(workload: Workload, strategy: Strategy) -> None:
             nearest="full",
             hint="merged into the weights it takes no memory",
         )
+    if strategy.parallel != "single":
+        raise UnsupportedCombination(
+            "parallel",
+            strategy.parallel,
+            "generation is answered on one device, or over several by device_map",
+            nearest="single",
+            hint="ddp's ranks each need what one device needs",
+        )
     if workload.padding == "unpadded":
         raise UnsupportedCombination(
             "padding", "unpadded", "generate pads prompts on their left", allowed=("fixed",)
@@ -71,6 +79,13 @@ def _check_precision(workload: Workload, strategy: Strategy) -> None:
             strategy.precision,
             "names weights for inference",
             hint="--precision amp-bf16 with --method qlora or int8-lora",
+        )
+    if not workload.training and strategy.policy.master_bytes:
+        raise UnsupportedCombination(
+            "precision",
+            strategy.precision,
+            "inference has no optimizer whose master copies it could keep",
+            nearest="fp16",
         )
     if workload.training and not strategy.policy.training:
         raise UnsupportedCombination(

@@ -53,9 +53,11 @@ def adapt(
             )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        named = ",".join(adapter.targets)
+        field, value = ("lora-targets", named) if named else ("method", adapter.method)
         raise UnsupportedCombination(
-            "method",
-            adapter.method,
+            field,
+            value,
             f"peft cannot adapt {type(model).__name__} ({text})",
             hint="--lora-targets names the modules to adapt, comma separated"
             if not adapter.virtual_tokens
