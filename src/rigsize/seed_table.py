@@ -47,7 +47,7 @@ CLASS_CARDS = {
 
 FOOTNOTES = (
     "FSDP rows are predicted with CPU offload, DDP rows without, as the article says.",
-    "`16 (own 32)`: the replay ends on a 16 GB card by giving cached segments back; on its own card,"
+    "`16 (own 32)`: the replay ends on 16 GB by giving cached segments back; on its own card,"
     " where there is no need to, it reserves as much as the 32 GB class.",
     "XXL: the article's links for XXL lead to the XL checkpoint; the rows are answered for"
     " facebook/xlm-roberta-xxl.",
