@@ -75,7 +75,7 @@ def test_what_estimate_does_not_answer_is_said_and_no_failure(
         raise UnsupportedCombination("method", "full", "not answered yet")
 
     monkeypatch.setattr("rigsize.estimate.estimate", refuse)
-    assert run(typed(folder, "refused", "--no-checkpoint")) == 0
+    assert run(typed(folder, "unanswered", "--no-checkpoint")) == 0
     assert "not predicted yet" in capsys.readouterr().out
 
 

@@ -15,6 +15,7 @@ backend than CUDA's: of these the states are compared, size by size (tests/run/t
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -34,6 +35,8 @@ from rigsize.run.optimizers import (
 from rigsize.spec.strategy import Strategy
 
 CPU_SCALAR_BYTES = 8
+# Its first import makes tensors of its own, which a recorded constructor would be charged with.
+importlib.import_module("transformers.optimization")
 TORCH_OPTIMIZERS = (
     "adamw-foreach",
     "adamw-fused",
