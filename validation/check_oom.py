@@ -215,6 +215,7 @@ def report(failed: list[Judged], ran: list[Judged]) -> list[str]:
     """The two figures, the misses, the rows."""
     usable = [one for one in failed if one.usable]
     predicted = sum(one.verdict == "does_not_fit" for one in usable)
+    tight = sum(one.verdict == "tight" for one in usable)
     answered = [one for one in ran if one.usable]
     false = [one for one in answered if one.verdict == "does_not_fit"]
     share = 100 * len(false) / len(answered) if answered else 0.0
@@ -226,7 +227,7 @@ def report(failed: list[Judged], ran: list[Judged]) -> list[str]:
         "does not print is set to the least there is (one token, one text, fused AdamW).",
         "",
         f"**Predicted not to fit: {predicted} of {len(usable)} usable rows"
-        f" (aim {AIM_PREDICTED:.0%}).**",
+        f" (aim {AIM_PREDICTED:.0%}), {tight} more tight.**",
         f"**Ran and called not fitting: {len(false)} of {len(answered)} answerable rows,"
         f" {share:.1f} % (aim at most {AIM_FALSE_PERCENT:.0f} %).**",
         "",
