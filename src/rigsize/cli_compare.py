@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,14 +49,9 @@ def compare_verb(given: Given) -> int:
     measured = question.measured
     if measured is not None:
         answers = (answers[0], recorded(measured.record), *answers[1:])
-
-    def parts() -> Iterator[object]:
-        yield from compare_text(question.estimate, answers, measured, question.assumed)
-
+    said = (question.estimate, answers, measured, question.assumed)
     print_answer(
-        lambda: compare_document(question.estimate, answers, measured, question.assumed),
-        settings.switch("json"),
-        parts,  # type: ignore[arg-type]
+        lambda: compare_document(*said), settings.switch("json"), lambda: compare_text(*said)
     )
     return question.exit_code
 

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 
 __all__ = ["multiple_of_weights", "of_the_article"]
 
-_STATES = {"sgd": 0, "sgd-momentum": 1, "adafactor": 0, "lion": 1, "muon": 1, "rmsprop": 1}
+_STATES = {
+    **dict.fromkeys(("sgd", "adafactor", "adafactor-foreach", "adafactor-hf"), 0),
+    **dict.fromkeys(("sgd-momentum", "lion", "lion-8bit", "rmsprop", "muon"), 1),
+}
 """Optimizer states as large as the weights; those of Adam, two, for every other name."""
 ARTICLE_FACTOR = 3
 """`During training, the model occupies approximately three times more GPU memory than during
-inference`: the article, `What influences requirements`."""
+inference`: the article, `Memory Footprint of a Language Model`."""
 
 
 def multiple_of_weights(estimate: Estimate) -> PeerAnswer:
