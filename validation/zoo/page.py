@@ -27,6 +27,8 @@ class Verdict:
     """yes, no, or undecided: too large or too slow to be run for real here."""
     traced: bool
     proved: bool
+    tried: bool
+    """Whether a whole domain was tried."""
     error: str
 
     @property
@@ -44,6 +46,7 @@ def judge(case: Case, traced: Results, proved: Results, ran: Results) -> Verdict
         runs=_runs(run, str(trace.get("error", ""))),
         traced=bool(trace.get("ok") or domain.get("ok")),
         proved=bool(domain.get("ok")),
+        tried=bool(domain),
         error=str(trace.get("error") or run.get("error") or ""),
     )
 
@@ -93,8 +96,8 @@ def page(verdicts: list[Verdict], versions: Mapping[str, str]) -> str:
         f" {len(broken)} do not run with",
         f"their default configuration, {len(undecided)} are too large or too slow to run for real"
         " here and count as if they did.",
-        f"{sum(v.proved for v in counted)} of those traced were also proved over a whole domain"
-        " of sizes, the others at one size.",
+        f"{sum(v.proved for v in counted)} of the {sum(v.tried for v in counted)} tried so far were"
+        " also proved over a whole domain of sizes, the others are traced at one size.",
         "",
         "## By task",
         "| task | pairs | counted | traced |",
