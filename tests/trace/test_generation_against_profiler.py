@@ -5,8 +5,15 @@ As in `test_against_profiler`: no tolerance after the exemptions of `exemptions.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.trace.generating import Case, generated_peak, predicted_peak, verdict
+from tests.trace.tiny import CONFIGS
+
+from rigsize.trace.capture import Traced
+from rigsize.trace.model import load_config
+from rigsize.trace.recorder import ALLOC, CARRY
 
 PASSES = ("prefill", "decode")
 QUICK = [
@@ -58,3 +65,15 @@ def test_a_whole_generate_peaks_where_predicted(case: Case, prompt: int) -> None
     new_tokens = 20
     real = generated_peak(case, new_tokens, prompt)
     assert 0 <= real - predicted_peak(case, new_tokens, prompt) <= SPECIAL_TOKENS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored_as", ["int8", "nf4"])
+def test_quantised_weights_write_tokens_too(stored_as: str) -> None:
+    options = replace(Case(family="llama", compute="half").options, quantization=stored_as)
+    model = Traced(load_config(CONFIGS["llama"], options), options)
+    trace = model.record_generation({"B": 2, "S": 40, "C": 42}, "decode", padded=False)
+    keys = [e for e in trace.events if e.kind == CARRY and e.label == ("state:cache.*.keys",)]
+    born = {e.storage: e.num_bytes for e in trace.events if e.kind == ALLOC}
+    # Two layers, two texts, two heads of 24, 42 keys, 16 bits.
+    assert [born[e.storage] for e in keys] == [2 * 2 * 24 * 42 * 2] * 2

@@ -138,8 +138,7 @@ class Traced:
                 target_length=sizes["C"] - DECODED_BEFORE if decodes else 1,
             )
             if decodes:
-                generation.prefill(_nothing)
-                generation.decode(_nothing)
+                self._warm_up(generation)
             recorder = self._recorder()
             self._adopt(recorder, {} if decodes else batch)
             for held in generation.held() if decodes else ():
@@ -153,6 +152,14 @@ class Traced:
                 recorder.close()
                 clear_weight_casts()
         return join_additions(recorder.trace)
+
+    def _warm_up(self, generation: Generation) -> None:
+        """Under a recorder of its own, which takes bitsandbytes' operators apart."""
+        recorder = Recorder({}, number_layers(self.stacks), self.device.type)
+        with recorder:
+            generation.prefill(_nothing)
+            generation.decode(_nothing)
+        recorder.close()
 
     def _prompt(self, sizes: Mapping[str, int], cache: str) -> Mapping[str, int]:
         """A decoder's prompt is all that a decoding step does not add."""
