@@ -18,7 +18,7 @@ from rigsize.recipes import recipe_flags
 from rigsize.spec import POLICIES, Cluster, Strategy, Workload
 from rigsize.spec.checks import integer, one_of
 from rigsize.spec.optimizers import OPTIMIZER_ALIASES
-from rigsize.spec.quantization import of_checkpoint
+from rigsize.spec.quantization import check_stored_by, of_checkpoint
 from rigsize.spec.strategy import (
     LORA_METHODS,
     LOSSES,
@@ -458,7 +458,7 @@ def _more_of_strategy(settings: Settings) -> dict[str, Any]:
         if settings.given.get(name.replace("-", "_")) is not None and parallel not in parallels:
             flag = name if settings.switch(name) else f"no-{name}"
             settings.warnings.append(f"--{flag} has no effect on parallel {parallel}")
-    _check_quantization(settings, method)
+    _check_unquantised(settings, method)
     given: dict[str, Any] = {
         key: value for key in _STRATEGY_TEXTS if (value := settings.text(key)) is not None
     }
@@ -471,26 +471,11 @@ def _more_of_strategy(settings: Settings) -> dict[str, Any]:
     return given if dropout is None else given | {"lora_dropout": number("lora-dropout", dropout)}
 
 
-_QUANTIZATIONS_OF = {
-    "qlora": ("nf4", "nf4-double"),
-    "int8-lora": ("int8", "int8-torchao"),
-    "int8": ("int8", "int8-torchao"),
-    "int4": ("nf4", "nf4-double", "int4-torchao"),
-    "fp8": ("fp8",),
-}
-"""By method or precision: what it leaves open of how weights are stored."""
-
-
-def _check_quantization(settings: Settings, method: str) -> None:
-    """Refuses a way of storing weights that the method or the precision contradicts."""
-    asked = settings.text("quantization")
-    for name in (method, settings.text("precision")):
-        if asked is not None and name in _QUANTIZATIONS_OF:
-            allowed = _QUANTIZATIONS_OF[name]
-            if asked not in allowed:
-                raise UnsupportedCombination(
-                    "quantization", asked, f"{name} says otherwise", allowed=allowed
-                )
+def _check_unquantised(settings: Settings, method: str) -> None:
+    """`none` is the Strategy's word for not asked: only here a contradiction can be seen."""
+    if settings.text("quantization") == "none":
+        for name in (method, settings.text("precision")):
+            check_stored_by(name, "none")
 
 
 def _accumulation(settings: Settings, micro: int, global_batch: int | None) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rigsize.errors import UnsupportedCombination
-from rigsize.spec.strategy import Strategy
+from rigsize.spec.strategy import STORED_BY, Strategy
 from rigsize.spec.workload import Workload
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "check_checkpoint",
     "check_cpu",
     "check_quantization",
+    "check_stored_by",
     "of_checkpoint",
     "read_text",
     "text_of",
@@ -36,7 +37,6 @@ _TRAINED_OVER = ("nf4", "nf4-double", "int8", "int8-torchao")
 torchao's fp8 weights are for inference."""
 _NEAREST = {"gptq": "int4-torchao", "awq": "int4-torchao", "fp8": "fp8", "fbgemm_fp8": "fp8"}
 """Methods of other libraries' checkpoints, and what takes about as many bytes."""
-_OF_METHOD = {"qlora": ("nf4-double", "nf4"), "int8-lora": ("int8",)}
 
 
 def text_of(strategy: Strategy) -> str:
@@ -71,7 +71,7 @@ def check_quantization(workload: Workload, strategy: Strategy) -> None:
 
 
 def _check_method(strategy: Strategy, stored: str) -> None:
-    allowed = _OF_METHOD.get(strategy.method)
+    allowed = STORED_BY.get(strategy.method)
     if allowed is not None and stored not in allowed:
         raise UnsupportedCombination(
             "quantization",
@@ -81,12 +81,22 @@ def _check_method(strategy: Strategy, stored: str) -> None:
             nearest=allowed[0],
             hint=f"--method lora --quantization {stored}",
         )
+    check_stored_by(strategy.precision, stored)
     if stored == "int4-torchao" and strategy.policy.half_dtype != "bfloat16":
         raise UnsupportedCombination(
             "quantization",
             stored,
             f"torchao packs bf16 weights alone, precision is {strategy.precision}",
             hint="--precision bf16",
+        )
+
+
+def check_stored_by(name: str | None, stored: str) -> None:
+    """Refuses what a method or a precision contradicts by its name."""
+    allowed = STORED_BY.get(name or "")
+    if allowed is not None and stored not in allowed:
+        raise UnsupportedCombination(
+            "quantization", stored, f"{name} says otherwise", allowed=allowed
         )
 
 

@@ -38,8 +38,14 @@ LORA_METHODS = ("lora", "dora", "adalora", "qlora", "int8-lora")
 QUANTIZATIONS = ("none", "nf4", "nf4-double", "int8", "int8-torchao", "int4-torchao", "fp8")
 """How base weights are stored: bitsandbytes' NF4 (QLoRA's double quantisation too) and LLM.int8,
 torchao's weight-only int8 and int4, fp8 with a scale a row."""
-_QUANTIZATION_OF = {"qlora": "nf4-double", "int8-lora": "int8"}
-_QUANTIZATION_OF_PRECISION = {"int8": "int8", "int4": "nf4", "fp8": "fp8"}
+STORED_BY: dict[str, tuple[str, ...]] = {
+    "qlora": ("nf4-double", "nf4"),
+    "int8-lora": ("int8",),
+    "int8": ("int8", "int8-torchao"),
+    "int4": ("nf4", "nf4-double", "int4-torchao"),
+    "fp8": ("fp8",),
+}
+"""By method or precision: how it may store weights, first what it does unasked."""
 PROMPT_METHODS = ("prefix", "prompt")
 """They put positions before the text, which moves every row that a head could select."""
 NOT_YET = {"parallel": LATER_PARALLELS}
@@ -233,8 +239,7 @@ class Strategy:
         """How base weights are stored: what was asked for, else what method or precision mean."""
         if self.quantization != "none":
             return self.quantization
-        by_method = _QUANTIZATION_OF.get(self.method)
-        return by_method or _QUANTIZATION_OF_PRECISION.get(self.precision, "none")
+        return (STORED_BY.get(self.method) or STORED_BY.get(self.precision, ("none",)))[0]
 
     @property
     def compute(self) -> str:
