@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report import hand_made
 
 import rigsize
 from rigsize.cli import run
 from rigsize.cli_flags import VERBS, VERBS_LATER
+from tests.report import hand_made
 
 JOB = set(
     "--task --num-labels --use --max-length --max-target-length --padding --padding-in-batch"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report import hand_made
 
 from rigsize.cli import run
 from rigsize.peers import ask
 from rigsize.peers.answer import PeerAnswer
+from tests.report import hand_made
 
 RECORDS = Path(__file__).parents[1] / "validation" / "records"
 BASE = ("compare", "xlm-roberta-base", "--offline", "--max-length", "64")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.runs import CONFIG, NO_DROPOUT, make_data
 
 from rigsize.cli import run
 from rigsize.errors import UnsupportedCombination
 from rigsize.train.log import read_log
+from tests.train.runs import CONFIG, NO_DROPOUT, make_data
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.program import tiny_profile as tiny
-from tests.stored import stored_estimate
 
 from rigsize.errors import SizingError, SpecError, UnsupportedCombination
 from rigsize.estimate import (
@@ -28,6 +26,8 @@ from rigsize.models import resolve_model
 from rigsize.program.timeline import Place
 from rigsize.provenance import Sourced
 from rigsize.spec import Cluster, Strategy, Workload
+from tests.program import tiny_profile as tiny
+from tests.stored import stored_estimate
 
 MIB = 1 << 20
 CONTEXT = Band(1 * MIB, 2 * MIB, 4 * MIB)

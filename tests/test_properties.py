@@ -6,8 +6,6 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.program import tiny_profile as tiny
-from tests.stored import stored_estimate
 
 from rigsize.estimate import Estimate
 from rigsize.memory.replay import replay_exact
@@ -15,6 +13,8 @@ from rigsize.program.build import Program, build_program
 from rigsize.program.environment import Environment
 from rigsize.spec import Strategy
 from rigsize.spec.optimizers import OPTIMIZERS, SIXTEEN_BIT_ONLY
+from tests.program import tiny_profile as tiny
+from tests.stored import stored_estimate
 
 TASKS = st.sampled_from(["sequence-classification", "masked-lm"])
 # Lengths divisible by 8 and batches above 1: one proved domain, one sequence of events.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from tests.memory.test_replay import by_hand
 
 from rigsize import seed_table
 from rigsize.hardware import find_accelerator
@@ -20,6 +19,7 @@ from rigsize.seed_table import (
     verdict_of,
 )
 from rigsize.trace import store
+from tests.memory.test_replay import by_hand
 
 GIB = 1 << 30
 MIB = 1 << 20
