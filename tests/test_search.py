@@ -7,19 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.program import tiny_profile as tiny
-from tests.stored import stored_estimate
 
 from rigsize import search
 from rigsize.errors import TraceFailed
 from rigsize.estimate import Estimate, Fit, estimate
 from rigsize.hardware import Accelerator, find_accelerator
 from rigsize.models import ModelSource, resolve_model
+from rigsize.program.mesh import accumulation_for
 from rigsize.provenance import Sourced
 from rigsize.search import (
     MOST_REPLAYS,
     Edit,
-    accumulation_for,
     cheapest_edits,
     largest_batch,
     longest_context,
@@ -27,6 +25,8 @@ from rigsize.search import (
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH
 from rigsize.trace.profile import Profile, TraceKey
+from tests.program import tiny_profile as tiny
+from tests.stored import stored_estimate
 
 MIB = 1 << 20
 SOURCE = resolve_model("xlm-roberta-base")

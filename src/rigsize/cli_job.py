@@ -13,7 +13,7 @@ from rigsize.cli_flags import MODEL, VERBS
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
 from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.models import ModelSource, default_task, heads_of, max_positions, resolve_model
-from rigsize.program.mesh import mesh_of
+from rigsize.program.mesh import accumulation_for, mesh_of
 from rigsize.recipes import recipe_flags
 from rigsize.spec import POLICIES, Cluster, Strategy, Workload
 from rigsize.spec.checks import integer, one_of
@@ -490,7 +490,7 @@ def _accumulation(settings: Settings, micro: int, global_batch: int | None) -> i
         raise UnsupportedCombination(
             "grad-accum", text, "--global-batch sets the accumulation", hint="give one of the two"
         )
-    return -(-global_batch // micro) if micro > 0 else 1
+    return accumulation_for(global_batch, micro) if micro > 0 else 1
 
 
 def _whole(name: str, text: str) -> int:
@@ -620,13 +620,13 @@ def settle_batch(job: Job, cluster: Cluster, find: Callable[..., int]) -> tuple[
     if not job.auto_batch:
         if total is None:
             return job, True
-        accumulation = -(-total // (strategy.micro_batch * ranks))
+        accumulation = accumulation_for(total, strategy.micro_batch, ranks)
         return replace(job, strategy=replace(strategy, accumulation=accumulation)), True
     if total is not None:
         # Accumulating steps keep gradients alive, so a second micro-step has to fit too.
         strategy = replace(strategy, accumulation=2)
     found = find(job.source, job.workload, strategy, cluster)
     micro = max(1, found if total is None else min(found, -(-total // ranks)))
-    accumulation = job.strategy.accumulation if total is None else -(-total // (micro * ranks))
-    settled = replace(job.strategy, micro_batch=micro, accumulation=accumulation)
+    again = job.strategy.accumulation if total is None else accumulation_for(total, micro, ranks)
+    settled = replace(job.strategy, micro_batch=micro, accumulation=again)
     return replace(job, strategy=settled), found > 0

@@ -19,7 +19,7 @@ from rigsize.estimate import (
 )
 from rigsize.models import ModelSource, max_positions
 from rigsize.point import point_of
-from rigsize.program.mesh import mesh_of
+from rigsize.program.mesh import accumulation_for, mesh_of
 from rigsize.program.optimizer_sizes import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH, MAX_LENGTH, with_length
@@ -98,11 +98,6 @@ def _fits(
         return fits_on(program, cluster.accelerator)
 
     return fits
-
-
-def accumulation_for(global_batch: int, micro_batch: int, ranks: int = 1) -> int:
-    """`ceil(global / (micro x ranks))`; the batch really run may be larger (design: Strategy)."""
-    return -(-global_batch // (micro_batch * ranks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

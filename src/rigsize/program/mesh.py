@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rigsize.errors import UnsupportedCombination
 from rigsize.spec import Cluster, Strategy
 
-__all__ = ["ALONE", "Mesh", "mesh_of"]
+__all__ = ["ALONE", "Mesh", "accumulation_for", "mesh_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +82,8 @@ def _check_one_machine(cluster: Cluster) -> None:
             "a device_map spreads one model over the devices of one machine",
             nearest=f"{cluster.accelerator.id}:{cluster.per_node}",
         )
+
+
+def accumulation_for(global_batch: int, micro_batch: int, ranks: int = 1) -> int:
+    """`ceil(global / (micro x ranks))`; the batch really run may be larger (design: Strategy)."""
+    return -(-global_batch // (micro_batch * ranks))
