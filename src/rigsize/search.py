@@ -19,8 +19,8 @@ from rigsize.estimate import (
 )
 from rigsize.models import ModelSource, max_positions
 from rigsize.point import point_of
+from rigsize.program.bound import least_states_bytes
 from rigsize.program.mesh import accumulation_for, mesh_of
-from rigsize.program.optimizer_sizes import state_bytes
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.workload import MAX_BATCH, MAX_LENGTH, with_length
 from rigsize.trace.profile import Profile
@@ -264,29 +264,14 @@ def _applied(strategy: Strategy, combination: tuple[_Change, ...]) -> Strategy:
 
 
 def _could_fit(answer: Estimate, strategy: Strategy) -> bool:
-    """Whether weights, gradients and states alone leave room: a bound, no replay.
-
-    As if all of them were spread over the shards.
-    """
-    accelerator, policy = answer.cluster.accelerator, strategy.policy
+    """Whether weights, gradients and states alone leave room: a bound, no replay."""
+    accelerator, training = answer.cluster.accelerator, answer.workload.training
     capacity = accelerator.capacity_bytes
     if capacity is None:
         return True
-    weights = answer.parameters.model * policy.weight_bytes
-    trained = 0
-    if answer.workload.training:
-        itemsize = policy.master_bytes or policy.weight_bytes
-        trained_ones = [p for p in answer.program.parameters if p.trainable]
-        trained = answer.parameters.trainable * (policy.gradient_bytes + policy.master_bytes)
-        trained += state_bytes(
-            strategy.optimizer,
-            [p.shape for p in trained_ones],
-            itemsize,
-            names=[p.name for p in trained_ones],
-        )
-    shards = mesh_of(strategy, answer.cluster, training=answer.workload.training).shard
-    room = capacity - accelerator.context_bytes.value.low
-    return (weights + trained) // shards <= room
+    mesh = mesh_of(strategy, answer.cluster, training=training)
+    least = least_states_bytes(answer.program.parameters, strategy, mesh, training=training)
+    return least <= capacity - accelerator.context_bytes.value.low
 
 
 def _try(answer: Estimate, combination: tuple[_Change, ...], strategy: Strategy) -> Edit | None:

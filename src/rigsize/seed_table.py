@@ -19,7 +19,10 @@ from rigsize.memory.outside import outside
 from rigsize.memory.replay import replay, replay_exact
 from rigsize.models import ModelSource, resolve_model
 from rigsize.point import point_of
+from rigsize.program.bound import least_states_bytes
 from rigsize.program.build import Program
+from rigsize.program.mesh import mesh_of
+from rigsize.program.timeline import Parameter
 from rigsize.seed_settings import SettingSet, smallest_settings
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.units import GB, GIB
@@ -133,7 +136,7 @@ def _predict(row: dict[str, str]) -> TableRow:
     verdict = verdict_of(need, either, published)
     note, settings = _note(need, found), tuple[Reproduction, ...]()
     if verdict == "missed":
-        settings = _unstated(row, stated, published, answer.parameters.model)
+        settings = _unstated(row, stated, published, answer.program.parameters)
         note = _settings_note(need, found, settings)
         verdict = _verdict_with(settings, found, published)
     below = _next_below(published)
@@ -194,34 +197,22 @@ def _question(row: dict[str, str]) -> tuple[ModelSource, Workload, Cluster]:
 
 
 def _unstated(
-    row: dict[str, str], stated: Strategy, published_gb: int, parameters: int
+    row: dict[str, str], stated: Strategy, published_gb: int, parameters: Sequence[Parameter]
 ) -> tuple[Reproduction, ...]:
     """The smallest sets of other settings with which the row falls in the published class."""
+    cluster = _question(row)[2]
 
     def reproduces(strategy: Strategy) -> bool:
-        least = _states_bytes(strategy, parameters, int(row["num_gpus"]))
+        mesh = mesh_of(strategy, cluster)
+        least = least_states_bytes(parameters, strategy, mesh, training=True)
         if least > usable_bytes(published_gb):
             return False
         program = _program(row, strategy)
         least = replay_exact(program).allocated_peak_bytes
-        return _falls_in(program, least, published_gb, find_accelerator(row["gpu"]))
+        return _falls_in(program, least, published_gb, cluster.accelerator)
 
     found = smallest_settings(stated, reproduces)
     return tuple(_reproduction(one, _estimate(row, one.strategy)) for one in found)
-
-
-def _states_bytes(strategy: Strategy, parameters: int, ranks: int) -> int:
-    """Weights, gradients and AdamW's states of one rank: a bound from below, without a Program."""
-    if strategy.offload == "cpu":
-        return 0
-    policy = strategy.policy
-    gradients = policy.gradient_bytes * (2 if _has_buckets(strategy) else 1)
-    each = policy.weight_bytes + gradients + policy.master_bytes + 2 * policy.state_bytes
-    return each * parameters // (ranks if strategy.parallel == "fsdp" else 1)
-
-
-def _has_buckets(strategy: Strategy) -> bool:
-    return strategy.parallel == "ddp" and not strategy.bucket_view
 
 
 def _falls_in(program: Program, least_bytes: int, size_class_gb: int, own: Accelerator) -> bool:
