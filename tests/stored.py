@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rigsize.estimate import Estimate, estimate, trace_key
+from rigsize.estimate import Estimate, estimate
 from rigsize.hardware import find_accelerator
+from rigsize.keys import trace_key
 from rigsize.models import resolve_model
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.trace.store import read_packaged

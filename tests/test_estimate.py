@@ -16,11 +16,11 @@ from rigsize.estimate import (
     estimate,
     fits_on,
     ledger,
-    trace_key,
     with_batch,
 )
 from rigsize.hardware import Accelerator, find_accelerator
 from rigsize.hardware.accelerators import Band
+from rigsize.keys import trace_key
 from rigsize.memory.outside import LINKED
 from rigsize.models import resolve_model
 from rigsize.program.timeline import Place

@@ -11,40 +11,32 @@ from typing import Literal
 
 from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
-from rigsize.memory.compiled import COMPILE_NOTE, as_assumed, least_bytes
+from rigsize.keys import key_for
+from rigsize.memory.compiled import as_assumed, least_bytes
 from rigsize.memory.host import HostEstimate, host_memory, run_of
 from rigsize.memory.ledger import LedgerRow
-from rigsize.memory.outside import communication, communicators, outside
+from rigsize.memory.outside import communication, outside
 from rigsize.memory.peaks import Peak, peaks_of
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_task, max_positions
-from rigsize.point import assumed_sizes, pads, point_of
-from rigsize.program.attention_rocm import FUSED
-from rigsize.program.beside_steps import logits_bytes
+from rigsize.point import assumed_sizes, point_of
 from rigsize.program.build import Program, build_program
-from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION, environment_of
+from rigsize.program.environment import TORCH_VERSION, environment_of
 from rigsize.program.generation import build_generation
-from rigsize.program.mesh import Mesh, mesh_of
+from rigsize.program.mesh import mesh_of
 from rigsize.program.placement import Placement, split
+from rigsize.remarks import assumptions, kept_logits, notes
 from rigsize.spec import Cluster, Strategy, Workload, check_together
-from rigsize.spec.adapter import adapter_of
 from rigsize.spec.optimizers import muon_takes, no_matrix_for_muon
 from rigsize.spec.quantization import (
     assumptions_of,
-    check_card,
     check_checkpoint,
-    check_cpu,
-    text_of,
 )
 from rigsize.spec.strategy import PROMPT_METHODS
 from rigsize.spec.zero import ZEROS
-from rigsize.trace.profile import Profile, TraceKey
+from rigsize.trace.profile import Profile
 from rigsize.trace.store import find_profile
-from rigsize.units import GIB, format_bytes
 
-FLASH_CAPABILITY = (8, 0)
-"""From here on texts in one row get FlashAttention (`run.packing`, which imports torch)."""
-NO_FLASH = (0, 0)
 Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
 
 
@@ -168,8 +160,8 @@ def estimate(
     point |= {symbol: size for symbol, size in (sizes or {}).items() if symbol in point}
     if profile is None:
         profile = profile_for(source, workload, strategy, accelerator, point)
-    program = build(source, profile, strategy, cluster, point)
-    program, played, verdict, shares = _worst(program, accelerator)
+    whole = build(source, profile, strategy, cluster, point)
+    program, played, verdict, shares = _worst(whole, accelerator)
     memory = _memory(program, played, accelerator)
     if strategy.compile:
         memory, verdict = _compiled(memory, verdict, program, accelerator)
@@ -180,7 +172,7 @@ def estimate(
             point,
             workload,
             strategy,
-            mesh_of(strategy, cluster, training=workload.training),
+            whole.mesh,
             saved=program.saved_on_host,
             paged_bytes=program.paged_bytes,
             tensors_bytes=played.allocated_peak_bytes if accelerator.is_cpu else None,
@@ -202,13 +194,13 @@ def estimate(
         assumptions=(
             *assumed,
             *assumptions_of(strategy, training=workload.training),
-            *_assumptions(program, accelerator),
+            *assumptions(program, accelerator),
             *host.assumptions,
         ),
         notes=(
             *source.notes,
-            *_notes(workload, strategy, accelerator),
-            *_kept_logits(program, workload, strategy),
+            *notes(workload, strategy, accelerator),
+            *kept_logits(program, workload, strategy),
             *host.notes,
         ),
         program=program,
@@ -318,68 +310,6 @@ def fits_on(program: Program, accelerator: Accelerator) -> bool:
     return ended and played.reserved_peak_bytes + beside.high <= capacity
 
 
-def key_for(
-    source: ModelSource, workload: Workload, strategy: Strategy, accelerator: Accelerator
-) -> TraceKey:
-    """The trace key of this run on an accelerator."""
-    if not accelerator.is_cpu and accelerator.compute_capability is not None:
-        check_card(strategy, accelerator.id, accelerator.compute_capability)
-    return trace_key(
-        source,
-        workload,
-        strategy,
-        device="cpu" if accelerator.is_cpu else "cuda",
-        capability=_flash_capability(accelerator),
-    )
-
-
-def _flash_capability(accelerator: Accelerator) -> tuple[int, int]:
-    """The compute capability, of an AMD card one with or without FlashAttention."""
-    if accelerator.gfx:
-        return FLASH_CAPABILITY if accelerator.gfx in FUSED else NO_FLASH
-    return accelerator.compute_capability or FLASH_CAPABILITY
-
-
-def trace_key(
-    source: ModelSource,
-    workload: Workload,
-    strategy: Strategy,
-    *,
-    device: str,
-    capability: tuple[int, int] = FLASH_CAPABILITY,
-) -> TraceKey:
-    """What the trace of this run depends on."""
-    training = workload.training
-    classifies = workload.task in ("sequence-classification", "token-classification")
-    on_gpu, unpadded = device != "cpu", workload.padding == "unpadded"
-    if not on_gpu:
-        check_cpu(strategy, training=training)
-    half = strategy.policy.compute != "fp32"
-    flash = on_gpu and half and capability >= FLASH_CAPABILITY
-    adapter = adapter_of(strategy)
-    if adapter is not None and strategy.compute != strategy.policy.compute:
-        adapter = replace(adapter, dtype="same")  # FSDP2 casts its weights with the layer's
-    compute = strategy.compute
-    return TraceKey(
-        config_digest=source.digest,
-        task=workload.task,
-        use="training" if training else "inference",
-        compute=compute,
-        attention="eager" if strategy.attention == "eager" else "sdpa",
-        padded=pads(workload, strategy),
-        recompute=strategy.recompute if training else "none",
-        device="accelerator" if on_gpu else "cpu",
-        num_labels=workload.num_labels if classifies else 3,
-        hold_output=strategy.hold_output or not training,
-        loss=strategy.loss,
-        unpadded=("flash" if flash else "grid") if unpadded else "",
-        cache="prefill" if workload.generates else "",
-        adapter=adapter.traced(compute).text() if adapter else "",
-        saves_on_host=training and on_gpu and strategy.offload == "activations",
-        quantization=text_of(strategy),
-    )
-
-
 def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) -> None:
     """Refuses what each record alone cannot see."""
     check_task(source.config, workload.task)
@@ -417,24 +347,15 @@ def _lengths(workload: Workload) -> Iterator[tuple[str, int]]:
     yield "max-new-tokens", new if encodes else prompt + new
 
 
-_ANSWERED: dict[str, tuple[object, ...]] = {
-    "parallel": ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"),
-    "offload": ("none", "cpu", "optimizer", "activations"),
-}
-
-
 def _refuse_later(strategy: Strategy) -> None:
-    for field, answered in _ANSWERED.items():
-        value = getattr(strategy, field)
-        if field == "offload" and strategy.parallel in ZEROS:
-            continue  # `check_zero` has looked at it
-        if value not in answered:
-            raise UnsupportedCombination(
-                field,
-                value,
-                "not answered yet",
-                allowed=[str(value) for value in answered],
-            )
+    """FSDP2 has no offload of parameters alone; `check_zero` has looked at ZeRO's."""
+    if strategy.offload == "cpu-params" and strategy.parallel not in ZEROS:
+        raise UnsupportedCombination(
+            "offload",
+            strategy.offload,
+            "not answered yet",
+            allowed=("none", "cpu", "optimizer", "activations"),
+        )
 
 
 _FULLEST_LAST = ("unknown", "fits", "tight", "does_not_fit")
@@ -621,84 +542,6 @@ def _parameters(source: ModelSource, program: Program) -> Parameters:
         checkpoint=source.checkpoint_parameters,
         checkpoint_note=source.checkpoint_note,
     )
-
-
-def _assumptions(program: Program, accelerator: Accelerator) -> tuple[str, ...]:
-    if accelerator.is_cpu:
-        return ()
-    context = accelerator.context_bytes
-    band = context.value
-    capacity = accelerator.capacity
-    stack = "HIP" if accelerator.gfx else "CUDA"
-    lines = [
-        f"{stack} context {band.mid / 2**30:.2f} GiB ({band.low / 2**30:.2f} to"
-        f" {band.high / 2**30:.2f}), {context.basis}: {context.source}",
-        _libraries(accelerator),
-    ]
-    added = communication(program.mesh, accelerator)
-    if added is not None:
-        low, mid, high = (size / 2**30 for size in added.value)
-        lines.append(
-            f"{'RCCL' if accelerator.gfx else 'NCCL'} {mid:.2f} GiB ({low:.2f} to {high:.2f}) for"
-            f" {_communicators(program.mesh)}, {added.basis}: {added.source}"
-        )
-    if capacity is not None:
-        lines.append(f"capacity {capacity.basis}: {capacity.source}")
-    return (*lines, *program.assumptions)
-
-
-def _communicators(mesh: Mesh) -> str:
-    return "one communicator" if communicators(mesh) == 1 else "two communicators"
-
-
-def _libraries(accelerator: Accelerator) -> str:
-    torch = f"torch {'.'.join(map(str, TORCH_VERSION))}"
-    if accelerator.gfx:
-        return (
-            f"{torch} for ROCm on {accelerator.gfx}: kernel choice, scratch and both workspaces"
-            " (rocBLAS, hipBLASLt) of each thread, assumed: read in its source, never on a card"
-        )
-    return f"{torch}, cuDNN {'.'.join(map(str, CUDNN_VERSION))}: kernel choice and workspaces"
-
-
-def _kept_logits(program: Program, workload: Workload, strategy: Strategy) -> Iterator[str]:
-    """What transformers' own loop does at evaluation, where it is much.
-
-    Source: `evaluation_loop` in transformers/trainer.py (5.23), `all_preds`.
-    """
-    whole = strategy.loss == "all" and workload.padding != "unpadded"
-    if not (program.training and workload.predicts_tokens and whole):
-        return
-    size = 1000 * logits_bytes(program) // strategy.micro_batch
-    if size >= GIB:
-        yield (
-            "evaluation by rigsize keeps the logits of one batch; transformers' Trainer, with"
-            " compute_metrics, keeps all of them on the card until eval_accumulation_steps:"
-            f" {format_bytes(size)} a thousand texts"
-        )
-
-
-def _notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> list[str]:
-    notes = []
-    if accelerator.is_cpu and strategy.offload != "none":
-        notes.append(f"--offload {strategy.offload} has no effect where the host is the device")
-    before_tf32 = (accelerator.compute_capability or (8, 0)) < (8, 0)
-    if strategy.precision == "tf32" and (before_tf32 or accelerator.lacks_tf32):
-        notes.append(f"tf32 has no effect on {accelerator.id}")
-    bf16 = strategy.policy.half_dtype == "bfloat16"
-    if bf16 and not accelerator.is_cpu and not accelerator.supports_bf16:
-        notes.append(f"{accelerator.id} has no bf16: take fp16 as the compute dtype")
-    if workload.training and workload.task in ("causal-lm", "seq2seq-lm"):
-        notes.append(
-            "the step passes use_cache=False; a loop that leaves transformers' default on also"
-            " holds a key-value cache through the backward pass"
-        )
-    if strategy.compile:
-        notes.append(COMPILE_NOTE)
-    padded = workload.padding_in_batch and workload.padding != "unpadded"
-    if strategy.attention == "flash" and padded:
-        notes.append("flash with padding unpads the batch; its index copies are not counted")
-    return notes
 
 
 def with_batch(strategy: Strategy, micro_batch: int, accumulation: int | None = None) -> Strategy:

@@ -13,10 +13,10 @@ from rigsize.estimate import (
     check_workload,
     estimate,
     fits_on,
-    key_for,
     profile_for,
     with_batch,
 )
+from rigsize.keys import key_for
 from rigsize.models import ModelSource, max_positions
 from rigsize.point import point_of
 from rigsize.program.bound import least_states_bytes

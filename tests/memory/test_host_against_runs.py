@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from tests.memory.host_child import BATCH, LENGTH
 
-from rigsize.estimate import Estimate, estimate, trace_key
+from rigsize.estimate import Estimate, estimate
 from rigsize.hardware import find_accelerator
+from rigsize.keys import trace_key
 from rigsize.models import resolve_model
 from rigsize.point import point_of
 from rigsize.spec import Cluster, Strategy, Workload

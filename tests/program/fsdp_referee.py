@@ -26,8 +26,8 @@ from tests.trace.tiny import CONFIGS, SIZES, Case
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from rigsize.estimate import trace_key
 from rigsize.hardware import find_accelerator
+from rigsize.keys import trace_key
 from rigsize.models.source import ModelSource
 from rigsize.program import fsdp
 from rigsize.program.build import Program, build_program

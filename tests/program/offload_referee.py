@@ -23,8 +23,8 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rigsize.estimate import trace_key
 from rigsize.hardware import find_accelerator
+from rigsize.keys import trace_key
 from rigsize.program import fsdp, fsdp_offload
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import environment_of

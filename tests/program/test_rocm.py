@@ -9,8 +9,9 @@ from tests.program.test_attention import BF16, LLAMA, XLM_R_BASE, padded
 from tests.report import hand_made
 
 from rigsize.errors import UnsupportedCombination
-from rigsize.estimate import Estimate, estimate, key_for
+from rigsize.estimate import Estimate, estimate
 from rigsize.hardware import find_accelerator
+from rigsize.keys import key_for
 from rigsize.models import resolve_model
 from rigsize.program.attention import AttentionNode, choose_kernel, explain_choice
 from rigsize.program.environment import environment_of

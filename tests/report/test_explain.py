@@ -32,7 +32,7 @@ def test_layers_are_one_row_with_a_star(estimated: Estimated) -> None:
 
 def test_sizes_come_from_shapes_and_from_the_trace(estimated: Estimated) -> None:
     estimate = estimated()
-    from rigsize.estimate import trace_key
+    from rigsize.keys import trace_key
 
     key = trace_key(estimate.source, estimate.workload, estimate.strategy, device="cuda")
     tensors = explain(estimate, profile(key)).tensors

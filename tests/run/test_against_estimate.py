@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from tests.trace.tiny import CONFIGS
 
-from rigsize.estimate import estimate, trace_key
+from rigsize.estimate import estimate
 from rigsize.hardware import find_accelerator
+from rigsize.keys import trace_key
 from rigsize.models.source import ModelSource
 from rigsize.point import point_of
 from rigsize.run.measure import measure

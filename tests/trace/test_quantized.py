@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.trace.tiny import CONFIGS
 
-from rigsize.estimate import trace_key
+from rigsize.keys import trace_key
 from rigsize.models import resolve_model
 from rigsize.spec import Strategy, Workload
 from rigsize.trace.domains import exact_label

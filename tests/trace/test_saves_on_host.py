@@ -12,8 +12,8 @@ from tests.program.fsdp_referee import config_of, point_of, source_of
 from tests.trace.referee import real_batch
 from tests.trace.tiny import SIZES, Case
 
-from rigsize.estimate import trace_key
 from rigsize.hardware import find_accelerator
+from rigsize.keys import trace_key
 from rigsize.memory.replay import replay_exact
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import environment_of

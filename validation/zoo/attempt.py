@@ -10,7 +10,7 @@ import torch
 from validation.zoo.cases import Case
 from validation.zoo.shrink import small_configs
 
-from rigsize.estimate import trace_key
+from rigsize.keys import trace_key
 from rigsize.models import ModelSource, check_config, check_task, max_positions
 from rigsize.run.batch import random_batch
 from rigsize.run.step import StepRecipe, micro_step

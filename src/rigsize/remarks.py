@@ -1,0 +1,97 @@
+"""What goes with an answer in words: what it assumes, and what its user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rigsize.hardware.accelerators import Accelerator
+from rigsize.memory.compiled import COMPILE_NOTE
+from rigsize.memory.outside import communication, communicators
+from rigsize.program.beside_steps import logits_bytes
+from rigsize.program.build import Program
+from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION
+from rigsize.program.mesh import Mesh
+from rigsize.spec import Strategy, Workload
+from rigsize.units import GIB, format_bytes
+
+__all__ = ["assumptions", "kept_logits", "notes"]
+
+
+def assumptions(program: Program, accelerator: Accelerator) -> tuple[str, ...]:
+    """Context, libraries, communicators, capacity, and what the Program took for granted."""
+    if accelerator.is_cpu:
+        return ()
+    context = accelerator.context_bytes
+    band = context.value
+    capacity = accelerator.capacity
+    stack = "HIP" if accelerator.gfx else "CUDA"
+    lines = [
+        f"{stack} context {band.mid / 2**30:.2f} GiB ({band.low / 2**30:.2f} to"
+        f" {band.high / 2**30:.2f}), {context.basis}: {context.source}",
+        _libraries(accelerator),
+    ]
+    added = communication(program.mesh, accelerator)
+    if added is not None:
+        low, mid, high = (size / 2**30 for size in added.value)
+        lines.append(
+            f"{'RCCL' if accelerator.gfx else 'NCCL'} {mid:.2f} GiB ({low:.2f} to {high:.2f}) for"
+            f" {_communicators(program.mesh)}, {added.basis}: {added.source}"
+        )
+    if capacity is not None:
+        lines.append(f"capacity {capacity.basis}: {capacity.source}")
+    return (*lines, *program.assumptions)
+
+
+def _communicators(mesh: Mesh) -> str:
+    return "one communicator" if communicators(mesh) == 1 else "two communicators"
+
+
+def _libraries(accelerator: Accelerator) -> str:
+    torch = f"torch {'.'.join(map(str, TORCH_VERSION))}"
+    if accelerator.gfx:
+        return (
+            f"{torch} for ROCm on {accelerator.gfx}: kernel choice, scratch and both workspaces"
+            " (rocBLAS, hipBLASLt) of each thread, assumed: read in its source, never on a card"
+        )
+    return f"{torch}, cuDNN {'.'.join(map(str, CUDNN_VERSION))}: kernel choice and workspaces"
+
+
+def kept_logits(program: Program, workload: Workload, strategy: Strategy) -> Iterator[str]:
+    """What transformers' own loop does at evaluation, where it is much.
+
+    Source: `evaluation_loop` in transformers/trainer.py (5.23), `all_preds`.
+    """
+    whole = strategy.loss == "all" and workload.padding != "unpadded"
+    if not (program.training and workload.predicts_tokens and whole):
+        return
+    size = 1000 * logits_bytes(program) // strategy.micro_batch
+    if size >= GIB:
+        yield (
+            "evaluation by rigsize keeps the logits of one batch; transformers' Trainer, with"
+            " compute_metrics, keeps all of them on the card until eval_accumulation_steps:"
+            f" {format_bytes(size)} a thousand texts"
+        )
+
+
+def notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> list[str]:
+    """What of the question has no effect, or is otherwise than elsewhere."""
+    found = []
+    if accelerator.is_cpu and strategy.offload != "none":
+        found.append(f"--offload {strategy.offload} has no effect where the host is the device")
+    before_tf32 = (accelerator.compute_capability or (8, 0)) < (8, 0)
+    if strategy.precision == "tf32" and (before_tf32 or accelerator.lacks_tf32):
+        found.append(f"tf32 has no effect on {accelerator.id}")
+    bf16 = strategy.policy.half_dtype == "bfloat16"
+    if bf16 and not accelerator.is_cpu and not accelerator.supports_bf16:
+        found.append(f"{accelerator.id} has no bf16: take fp16 as the compute dtype")
+    if workload.training and workload.task in ("causal-lm", "seq2seq-lm"):
+        found.append(
+            "the step passes use_cache=False; a loop that leaves transformers' default on also"
+            " holds a key-value cache through the backward pass"
+        )
+    if strategy.compile:
+        found.append(COMPILE_NOTE)
+    padded = workload.padding_in_batch and workload.padding != "unpadded"
+    if strategy.attention == "flash" and padded:
+        found.append("flash with padding unpads the batch; its index copies are not counted")
+    return found
