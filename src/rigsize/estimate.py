@@ -358,7 +358,7 @@ def _refuse_later(strategy: Strategy) -> None:
         )
 
 
-_FULLEST_LAST = ("unknown", "fits", "tight", "does_not_fit")
+_WORST_FIRST: tuple[Verdict, ...] = ("does_not_fit", "unknown", "tight", "fits")
 
 
 def _worst(
@@ -380,8 +380,8 @@ def _worst(
             zip(program.devices, played, strict=True)
         )
     )
-    fullest = max(
-        shares, key=lambda s: (_FULLEST_LAST.index(s.verdict), s.reserved_peak_bytes)
+    fullest = min(
+        shares, key=lambda s: (_WORST_FIRST.index(s.verdict), -s.reserved_peak_bytes)
     ).device
     return program.devices[fullest], *played[fullest], shares
 
@@ -434,9 +434,6 @@ def _fit(verdict: Verdict, program: Program, played: Replay, accelerator: Accele
         return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=None)
     used = played.reserved_peak_bytes + outside(program.mesh, accelerator).mid
     return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=capacity - used)
-
-
-_WORST_FIRST: tuple[Verdict, ...] = ("does_not_fit", "unknown", "tight", "fits")
 
 
 def _with_host(fit: Fit, host: HostEstimate, cluster: Cluster) -> Fit:
