@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.run.test_record import a_record
 
 from rigsize.cli import run
 from rigsize.run.record import Texts, Throughput, WorldRun, to_json, write_record
 from rigsize.run.record_store import read_folder
+from tests.run.test_record import a_record
 
 Ran = Callable[..., tuple[int, str, str]]
 OLD, NEW = a_record(), a_record(created="2026-11-24T12:00:00Z", seed=1)
