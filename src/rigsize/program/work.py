@@ -1,4 +1,4 @@
-"""What one micro-step computes: its kernels, layer by layer, in the order of the step. No torch here.
+"""What one micro-step computes: its kernels in order, layer by layer. No torch here.
 
 The same trace that gives memory its births and deaths gives time its kernels: `Work` is to the
 time replay what `Timeline` is to the memory replay. It holds no seconds and knows no device; a
@@ -28,8 +28,7 @@ class Kernel(NamedTuple):
     """gemm: its layout (`steptime.gemm.Layout`). attention: `causal` or empty."""
     op: str = ""
     """The operator, without `aten::`."""
-    count: int = 1
-    """Launches."""
+    launches: int = 1
 
 
 class WorkSegment(NamedTuple):
@@ -72,10 +71,10 @@ def kernel_flops(kernel: Kernel) -> int:
     """FLOPs of all launches of a product or an attention; 0 of what only moves bytes."""
     if kernel.kind.startswith("gemm"):
         batch, m, n, k = kernel.sizes
-        return 2 * batch * m * n * k * kernel.count
+        return 2 * batch * m * n * k * kernel.launches
     if kernel.kind.startswith("attention"):
         B, S, heads, head_dim, keys, _ = kernel.sizes
         forward = 4 * B * heads * S * keys * head_dim
         whole = forward * 5 // 2 if kernel.kind == "attention_backward" else forward
-        return (whole // 2 if kernel.detail == "causal" else whole) * kernel.count
+        return (whole // 2 if kernel.detail == "causal" else whole) * kernel.launches
     return 0
