@@ -115,6 +115,47 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 
 
 @pytest.mark.usefixtures("_tiny")
+def test_the_largest_batch_leaves_the_host_its_room() -> None:
+    # Shards and states lie on the host: loader and batches grow there with the texts.
+    strategy = Strategy(optimizer="adamw-fused", parallel="fsdp", offload="cpu")
+    cluster = Cluster(accelerator=card(1 << 30))
+    free = largest_batch(SOURCE, workload(), strategy, cluster)
+    host = estimate(SOURCE, workload(), replace(strategy, micro_batch=free // 2), cluster).host
+    limited = replace(cluster, host_memory_bytes=host.high_bytes)
+    found = largest_batch(SOURCE, workload(), strategy, limited)
+    assert free // 2 <= found < free
+    for batch, fits in ((found, True), (found + 1, False)):
+        tried = estimate(SOURCE, workload(), replace(strategy, micro_batch=batch), limited)
+        assert (tried.fit.verdict == "fits") == fits
+    none = replace(cluster, host_memory_bytes=host.low_bytes // 2)
+    assert largest_batch(SOURCE, workload(), strategy, none) == 0
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_on_a_cpu_the_host_decides_the_batch() -> None:
+    cluster = Cluster(accelerator=find_accelerator("cpu"), host_memory_bytes=4 << 30)
+    found = largest_batch(SOURCE, workload(), Strategy(), cluster)
+    assert found > 0
+    for batch, fits in ((found, True), (found + 1, False)):
+        tried = estimate(SOURCE, workload(), Strategy(micro_batch=batch), cluster)
+        assert (tried.fit.verdict == "fits") == fits
+
+
+def test_offload_makes_xlm_roberta_xxl_fit_one_card() -> None:
+    # 10.7 B parameters: bf16 weights, gradients and 8-bit states alone, 6 bytes, are too many.
+    source = resolve_model("facebook/xlm-roberta-xxl")
+    asked = replace(workload(), model=source.name)
+    found = estimate(source, asked, Strategy(micro_batch=8), Cluster(accelerator=A100))
+    edits = cheapest_edits(found)
+    assert edits
+    assert all("--offload" in edit.flags and edit.verdict == "fits" for edit in edits)
+    # fp32 weights, gradients and both states of AdamW lie there.
+    assert min(edit.host_peak_bytes for edit in edits) > 16 * found.parameters.model
+    small = replace(found, cluster=replace(found.cluster, host_memory_bytes=64 << 30))
+    assert all(edit.verdict == "does_not_fit" for edit in cheapest_edits(small))
+
+
+@pytest.mark.usefixtures("_tiny")
 def test_no_batch_at_all() -> None:
     cluster = Cluster(accelerator=card(512 * MIB + 20 * MIB))
     assert largest_batch(SOURCE, workload(), Strategy(), cluster) == 0
@@ -154,17 +195,47 @@ def test_changes_stand_in_order_of_what_they_cost() -> None:
         "--precision amp-bf16",
         "--precision bf16",
         "--optim adamw-8bit",
+        "--offload optimizer",
+        "--parallel fsdp --offload cpu",
+        "--offload activations",
     ]
 
 
 def test_no_change_to_what_is_so_already() -> None:
     lean = asking(micro_batch=1, optimizer="sgd", recompute="block", precision="bf16")
-    assert flags_of(lean) == []
+    assert flags_of(replace(lean, strategy=replace(lean.strategy, offload="optimizer"))) == []
     assert flags_of(asking(micro_batch=1, precision="amp-bf16", optimizer="adamw-fused")) == [
         "--recompute block",
         "--precision bf16",
         "--optim adamw-8bit",
+        "--offload optimizer",
+        "--parallel fsdp --offload cpu",
+        "--offload activations",
     ]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "offered"),
+    [
+        ("ddp", ["--offload optimizer", "--parallel fsdp --offload cpu", "--offload activations"]),
+        ("fsdp", ["--offload cpu", "--offload activations"]),
+        ("zero1", ["--offload optimizer", "--offload activations"]),
+        ("zero3", ["--offload optimizer", "--offload cpu", "--offload activations"]),
+    ],
+)
+def test_what_can_go_to_the_host_depends_on_who_holds_it(parallel: str, offered: list[str]) -> None:
+    answer = asking()
+    sharded = replace(answer, strategy=replace(answer.strategy, parallel=parallel))
+    assert [f for f in flags_of(sharded) if "offload" in f] == offered
+
+
+def test_no_two_changes_of_one_flag() -> None:
+    combinations = list(search._combinations(asking()))
+    flags = [" ".join(c.flags for c in found).split() for found in combinations]
+    assert len(flags) > 50
+    for words in flags:
+        names = [w for w in words if w.startswith("--")]
+        assert len(names) == len(set(names))
 
 
 def test_inference_changes_batch_and_weights_only() -> None:
@@ -172,8 +243,11 @@ def test_inference_changes_batch_and_weights_only() -> None:
         "--batch-size 2",
         "--batch-size 1",
         "--precision bf16",
+        "--parallel fsdp --offload cpu",
     ]
-    assert flags_of(asking("inference", micro_batch=1, precision="fp16")) == []
+    assert flags_of(asking("inference", micro_batch=1, precision="fp16")) == [
+        "--parallel fsdp --offload cpu"
+    ]
 
 
 def test_the_bound_is_weights_gradients_and_states() -> None:

@@ -142,12 +142,10 @@ def lengths_asked(settings: Settings, job: Job) -> LengthHistogram | None:
 
 
 def _edits(found: Estimate) -> tuple[Edit, ...]:
-    """What would make it fit; nothing is replayed where no change can be enough."""
-    from rigsize.report.answer import least_bytes
+    """What would make it fit."""
     from rigsize.search import cheapest_edits
 
-    capacity = found.fit.capacity_bytes or 0
-    if found.fit.of_card != "does_not_fit" or least_bytes(found) > capacity:
+    if found.fit.of_card != "does_not_fit":
         return ()
     with waiting("looking for changes that make it fit; each is traced and replayed"):
         return tuple(cheapest_edits(found))

@@ -165,19 +165,8 @@ def estimate(
     memory = _memory(program, played, accelerator)
     if strategy.compile:
         memory, verdict = _compiled(memory, verdict, program, accelerator)
-    host = host_memory(
-        run_of(
-            source,
-            profile,
-            point,
-            workload,
-            strategy,
-            whole.mesh,
-            saved=program.saved_on_host,
-            paged_bytes=program.paged_bytes,
-            tensors_bytes=played.allocated_peak_bytes if accelerator.is_cpu else None,
-        )
-    )
+    on_cpu = played if accelerator.is_cpu else None
+    host = host_of(source, profile, point, workload, strategy, whole, on_cpu)
     assumed = () if sizes else assumed_sizes(workload, strategy)
     return Estimate(
         source=source,
@@ -205,6 +194,34 @@ def estimate(
         ),
         program=program,
         replay=played,
+    )
+
+
+def host_of(
+    source: ModelSource,
+    profile: Profile,
+    point: Mapping[str, int],
+    workload: Workload,
+    strategy: Strategy,
+    program: Program,
+    on_cpu: Replay | None = None,
+) -> HostEstimate:
+    """The host memory of a node that runs this Program.
+
+    Where the host is the device, `on_cpu` is the Program's replay.
+    """
+    return host_memory(
+        run_of(
+            source,
+            profile,
+            point,
+            workload,
+            strategy,
+            program.mesh,
+            saved=program.saved_on_host,
+            paged_bytes=program.paged_bytes,
+            tensors_bytes=None if on_cpu is None else on_cpu.allocated_peak_bytes,
+        )
     )
 
 
@@ -302,7 +319,10 @@ def fits_on(program: Program, accelerator: Accelerator) -> bool:
     capacity = accelerator.capacity_bytes
     if accelerator.is_cpu or capacity is None:
         raise UnsupportedCombination(
-            "gpus", accelerator.id, "no capacity is known to fit a batch into"
+            "gpus",
+            accelerator.id,
+            "no capacity is known to fit a batch into",
+            hint="--host-memory 64GiB says what there is" if accelerator.is_cpu else "",
         )
     beside = outside(program.mesh, accelerator)
     played = replay(program, capacity_bytes=capacity - beside.mid)

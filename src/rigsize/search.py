@@ -13,10 +13,12 @@ from rigsize.estimate import (
     check_workload,
     estimate,
     fits_on,
+    host_of,
     profile_for,
     with_batch,
 )
 from rigsize.keys import key_for
+from rigsize.memory.replay import replay_exact
 from rigsize.models import ModelSource, max_positions
 from rigsize.point import point_of
 from rigsize.program.bound import least_states_bytes
@@ -37,7 +39,8 @@ def largest_batch(
 ) -> int:
     """The largest micro-batch whose replay fits; 0 if not even one text does.
 
-    Doubling, then bisection: memory grows with the batch, and every answer is a replay.
+    Doubling, then bisection: memory grows with the batch, and every answer is a replay. Where the
+    host's memory is known, a batch has to fit it, too; on a CPU that alone.
     """
     if strategy.tokens_per_batch is not None:
         raise UnsupportedCombination(
@@ -95,6 +98,12 @@ def _fits(
             profile = profile_for(source, workload, tried, cluster.accelerator, point)
             known.append(profile)
         program = build(source, profile, tried, cluster, point)
+        capacity, on_cpu = cluster.host_memory_bytes, cluster.accelerator.is_cpu
+        if capacity is not None:
+            played = replay_exact(program) if on_cpu else None
+            host = host_of(source, profile, point, workload, tried, program, played)
+            if host.high_bytes > capacity or on_cpu:
+                return host.high_bytes <= capacity
         return fits_on(program, cluster.accelerator)
 
     return fits
@@ -113,7 +122,10 @@ class Edit:
     saved_bytes: int
     """Device peak before less after."""
     device_peak_bytes: int
+    host_peak_bytes: int
+    """Of a node: what is saved on the card may lie there."""
     verdict: str
+    """Of card and, where its memory is known, host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +139,9 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
     """The `count` cheapest changes that make it fit, else those that save most.
 
     Cheap is what costs the user least, in this order: another implementation of the same
-    optimizer, a smaller micro-batch with accumulation, recompute (a third more arithmetic), and
-    last what changes rounding. Single changes come before pairs, pairs before triples.
+    optimizer, a smaller micro-batch with accumulation, recompute (a third more arithmetic), what
+    changes rounding, and last what goes to the host, where it waits for its bus. Single changes
+    come before pairs, pairs before triples.
     """
     if _is_hopeless(answer):
         return []
@@ -177,7 +190,8 @@ def _combinations(answer: Estimate) -> Iterator[tuple[_Change, ...]]:
     changes = _changes(answer)
     for number in range(1, 4):
         for combination in itertools.combinations(changes, number):
-            if len({change.flags.split()[0] for change in combination}) < number:
+            flags = [word for change in combination for word in _names(change)]
+            if len(set(flags)) < len(flags):
                 continue
             try:
                 strategy = _applied(answer.strategy, combination)
@@ -187,10 +201,15 @@ def _combinations(answer: Estimate) -> Iterator[tuple[_Change, ...]]:
                 yield combination
 
 
+def _names(change: _Change) -> list[str]:
+    return [word for word in change.flags.split() if word.startswith("--")]
+
+
 def _changes(answer: Estimate) -> list[_Change]:
     strategy = answer.strategy
     if not answer.workload.training:
-        return [*_smaller_batches(strategy, training=False), *_lower_precision(answer)]
+        fewer = _smaller_batches(strategy, training=False)
+        return [*fewer, *_lower_precision(answer), *_offloads(answer)]
     changes = []
     if strategy.optimizer in ("adamw-foreach", "adamw-loop"):
         changes.append(_option("fused AdamW, same mathematics", "--optim", "adamw-fused"))
@@ -202,10 +221,36 @@ def _changes(answer: Estimate) -> list[_Change]:
     changes += _lower_precision(answer)
     if strategy.optimizer.startswith("adamw") and strategy.optimizer != "adamw-8bit":
         changes.append(_option("8-bit AdamW states", "--optim", "adamw-8bit"))
-    return changes
+    return [*changes, *_offloads(answer)]
+
+
+_WHOLE_TO_HOST = ("fsdp", "hsdp", "zero3")
+"""What can keep parameters on the host (`Strategy`'s `offload cpu`)."""
+
+
+def _offloads(answer: Estimate) -> Iterator[_Change]:
+    """What may go to the host; combinations that nothing runs are left out where they are made."""
+    strategy, training = answer.strategy, answer.workload.training
+    if strategy.offload != "none":
+        return
+    if training and strategy.parallel not in ("fsdp", "hsdp"):
+        yield _option("optimizer states and step on the host", "--offload", "optimizer")
+    if strategy.parallel in _WHOLE_TO_HOST:
+        yield _option("parameters and states on the host", "--offload", "cpu")
+    elif not answer.workload.generates and strategy.parallel in ("single", "ddp"):
+        held = "parameters and states" if training else "parameters"
+        name = f"{held} on the host, gathered block by block"
+        yield _Change(
+            name,
+            "--parallel fsdp --offload cpu",
+            lambda s: replace(s, parallel="fsdp", offload="cpu"),
+        )
+    if training:
+        yield _option("saved activations on the host", "--offload", "activations")
 
 
 _FIELDS = {
+    "--offload": "offload",
     "--optim": "optimizer",
     "--parallel": "parallel",
     "--precision": "precision",
@@ -289,5 +334,6 @@ def _try(answer: Estimate, combination: tuple[_Change, ...], strategy: Strategy)
         strategy=strategy,
         saved_bytes=before_bytes - after_bytes,
         device_peak_bytes=after_bytes,
+        host_peak_bytes=after.host.peak_bytes,
         verdict=after.fit.verdict,
     )

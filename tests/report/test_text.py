@@ -87,6 +87,7 @@ def an_edit(answer: Answer, verdict: str) -> Edit:
         strategy=answer.estimate.strategy,
         saved_bytes=4 << 30,
         device_peak_bytes=7 << 30,
+        host_peak_bytes=9 << 30,
         verdict=verdict,
     )
 
@@ -101,6 +102,9 @@ def test_over_by_how_much_and_what_would_fit(
     assert "It would fit with" in text
     assert "--optim adamw-fused" in text
     assert "4.00 GiB" in text
+    assert "9.00 GiB" not in text  # nothing goes to the host
+    moved = dataclasses.replace(edit, flags="--offload optimizer")
+    assert "9.00 GiB" in printed(estimate_text(misfit(estimated, (moved,))), capsys)
 
 
 def test_edits_that_are_not_enough_say_so(
@@ -113,7 +117,7 @@ def test_edits_that_are_not_enough_say_so(
 
 def test_no_setting_can_be_enough(estimated: Estimated, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(estimate_text(misfit(estimated)), capsys)
-    assert "No setting of one such card makes it fit" in text
+    assert "Nothing kept on one such card makes it fit" in text
 
 
 def test_small_rows_are_added_up(estimated: Estimated, capsys: pytest.CaptureFixture[str]) -> None:

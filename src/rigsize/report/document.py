@@ -255,5 +255,6 @@ def _edit(edit: Edit) -> dict[str, Any]:
         "flags": edit.flags,
         "saved_bytes": edit.saved_bytes,
         "device_peak_bytes": edit.device_peak_bytes,
+        "host_peak_bytes": edit.host_peak_bytes,
         "verdict": edit.verdict,
     }

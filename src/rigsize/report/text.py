@@ -272,23 +272,27 @@ def _what_would_fit(answer: Answer) -> Iterator[RenderableType]:
     least = least_bytes(answer.estimate)
     if not answer.edits and least > (answer.estimate.fit.capacity_bytes or 0):
         yield (
-            f"\nNo setting of {_such_cards(answer)} makes it fit: in bf16 the weights"
-            f"{_with_states(answer)} alone take {format_bytes(least)} of each.\n"
+            f"\nNothing kept on {_such_cards(answer)} makes it fit: in bf16 the weights"
+            f"{_with_states(answer)} alone take {format_bytes(least)} of each, and no offload is"
+            " enough.\n"
         )
         return
     if not answer.edits:
-        yield "\nNo change of batch, optimizer, recompute or precision saves memory here.\n"
+        yield "\nNo change of batch, optimizer, recompute, precision, offload saves memory here.\n"
         return
     helps = any(edit.verdict != "does_not_fit" for edit in answer.edits)
     title = "It would fit with" if helps else "Nothing tried makes it fit; these save most"
+    # The host only where something goes there.
+    host = ("host",) * any("--offload" in edit.flags for edit in answer.edits)
     made = table(
         title,
-        *("change", "add to the command", "saves", "device peak", ""),
-        right=("saves", "device peak"),
+        *("change", "add to the command", "saves", "device peak", *host, ""),
+        right=("saves", "device peak", "host"),
     )
     for edit in answer.edits:
-        saved, peak = format_bytes(edit.saved_bytes), format_bytes(edit.device_peak_bytes)
-        made.add_row(edit.name, edit.flags, saved, peak, _WORDS[edit.verdict])
+        sizes = [edit.saved_bytes, edit.device_peak_bytes]
+        sizes += [edit.host_peak_bytes] if host else []
+        made.add_row(edit.name, edit.flags, *map(format_bytes, sizes), _WORDS[edit.verdict])
     yield made
 
 
