@@ -628,7 +628,7 @@ def test_fail_over(answering: Ran) -> None:
     assert answering(*BASE, "--fail-over", "24GiB")[0] == 0
     code, out, _ = answering(*BASE, "--fail-over", "100MiB")
     assert code == 3
-    assert "above the limit of 100.0 MiB" in out
+    assert out.startswith("above the limit of 100.0 MiB (--fail-over); by itself: fits: ")
 
 
 def test_what_does_not_fit_is_an_answer(answering: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

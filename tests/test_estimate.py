@@ -193,6 +193,39 @@ def test_parameters_are_counted_thrice() -> None:
     assert parameters.checkpoint == SOURCE.checkpoint_parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("K80", "no wheel of torch 2.13 has kernels for sm_37"),
+        ("P100", "default wheels have no kernels for sm_60"),
+        ("V100-32GB-SXM2", "default wheels have no kernels for sm_70"),
+        ("T4", None),
+        ("cpu", None),
+    ],
+)
+def test_old_cards_need_another_build_of_torch(name: str, said: str | None) -> None:
+    lines = [line for line in tiny_estimate(find_accelerator(name)).assumptions if "wheel" in line]
+    assert len(lines) == (said is not None)
+    assert said is None or said in lines[0]
+
+
+@pytest.mark.parametrize("parallel", ["fsdp", "hsdp", "zero1", "zero2", "zero3"])
+def test_more_shards_than_elements_are_refused(parallel: str) -> None:
+    # The largest tensor has 1,000 x 64 elements. Stages 1 and 2 cut one flat vector of them all.
+    elements = tiny.PARAMETERS if parallel in ("zero1", "zero2") else 1000 * 64
+
+    def on(ranks: int) -> Estimate:
+        shard = ranks if parallel == "hsdp" else None
+        strategy = Strategy(optimizer="adamw-fused", parallel=parallel, shard_size=shard)
+        cluster = Cluster(accelerator=card(1 << 40), per_node=16, nodes=ranks // 16)
+        return estimate(SOURCE, workload(), strategy, cluster, profile=tiny.profile())
+
+    with pytest.raises(UnsupportedCombination, match=f"has {elements:,} elements, fewer than"):
+        on(elements + 16)
+    if parallel in ("fsdp", "zero3"):  # a single element of it each
+        assert on(elements).memory.allocated_peak_bytes > 0
+
+
 def test_assumptions_name_context_versions_and_capacity() -> None:
     context, versions, capacity, host = tiny_estimate().assumptions
     assert context == "CUDA context 0.00 GiB (0.00 to 0.00), assumed: by hand"

@@ -29,6 +29,7 @@ def assumptions(program: Program, accelerator: Accelerator) -> tuple[str, ...]:
         f"{stack} context {band.mid / 2**30:.2f} GiB ({band.low / 2**30:.2f} to"
         f" {band.high / 2**30:.2f}), {context.basis}: {context.source}",
         _libraries(accelerator),
+        *_wheels(accelerator),
     ]
     added = communication(program.mesh, accelerator)
     if added is not None:
@@ -54,6 +55,33 @@ def _libraries(accelerator: Accelerator) -> str:
             " (rocBLAS, hipBLASLt) of each thread, assumed: read in its source, never on a card"
         )
     return f"{torch}, cuDNN {'.'.join(map(str, CUDNN_VERSION))}: kernel choice and workspaces"
+
+
+DEFAULT_WHEELS = (7, 5)
+"""The lowest compute capability in torch's CUDA 13 wheels, which PyPI has (pytorch#172352)."""
+CUDA_12_6_WHEELS = (5, 0)
+"""In those for CUDA 12.6: `get_arch_list()` of 2.11+cu126 in pytorch#182250; they are built up to
+2.14 (pytorch#190385)."""
+
+
+def _wheels(accelerator: Accelerator) -> Iterator[str]:
+    """Which build of torch has kernels for an old card, and whether any has."""
+    capability = accelerator.compute_capability
+    if capability is None or capability >= DEFAULT_WHEELS:
+        return
+    torch = f"torch {'.'.join(map(str, TORCH_VERSION))}"
+    arch = accelerator.arch.split()[0]
+    if capability >= CUDA_12_6_WHEELS:
+        yield (
+            f"{torch}'s default wheels have no kernels for {arch}: {accelerator.id} needs those"
+            " for CUDA 12.6 (pytorch#172352, #190385), whose kernels are taken to need the same"
+        )
+        return
+    yield (
+        f"no wheel of {torch} has kernels for {arch}: {accelerator.id} needs a torch of its time"
+        " (1.13 for CUDA 11.7 lists sm_37: nnDetection#220); the figures are those of"
+        f" {torch}, as if it ran there"
+    )
 
 
 def kept_logits(program: Program, workload: Workload, strategy: Strategy) -> Iterator[str]:

@@ -242,6 +242,28 @@ def test_unknown_name_suggests_the_nearest() -> None:
     assert refused("xlm-roberta-bas", allow_network=False).nearest == "xlm-roberta-base"
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("nowhere/config.json", "no such file, nor its folder"),  # the hub is not asked
+        ("config.json", "no such file"),
+        ("./config.json", "no such file"),
+        ("/nowhere/config.json", "no such file, nor its folder"),
+        ("/nowhere", "no such file or folder"),
+        ("~nobody/model", "no such file or folder"),
+        ("../nowhere", "no such file or folder"),
+    ],
+)
+def test_a_path_that_is_not_there_is_no_hub_id(
+    text: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rigsize.models.source.download_config", lambda _: pytest.fail("asked"))
+    error = refused(text)
+    assert error.problem == problem
+    assert "a folder that holds a config.json" in str(error)
+
+
 def test_remote_code_is_refused_unless_asked_for(tmp_path: Path) -> None:
     config = {"model_type": "new", "auto_map": {"AutoModelForCausalLM": "m.M"}}
     path = folder(tmp_path / "remote", config)

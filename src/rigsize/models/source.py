@@ -67,6 +67,8 @@ def resolve_model(
     kind = _kind(name)
     if kind is not None:
         return _from_path(Path(name).expanduser(), kind, trust_remote_code)
+    if _means_path(name):
+        raise _missing(name)
     if not is_hub_id(name):
         raise _unknown(name)
     return _from_hub(name, trust_remote_code, allow_network)
@@ -106,6 +108,25 @@ def _kind(name: str) -> Origin | None:
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no home
         return None
     return "folder" if stat.S_ISDIR(mode) else "config"
+
+
+def _means_path(name: str) -> bool:
+    """Whether the text can only be a path: no hub id looks like it, so the hub is not asked."""
+    return name.startswith(("/", "./", "../", "~")) or name.endswith(".json")
+
+
+def _missing(name: str) -> UnknownModel:
+    """The path is not there, and how much of it is."""
+    try:
+        parent = Path(name).expanduser().parent
+        there = parent.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, no home
+        there = False
+    problem = "no such file or folder"
+    if name.endswith(".json"):
+        problem = "no such file" if there else "no such file, nor its folder"
+    hint = "give a folder that holds a config.json, or the file itself"
+    return UnknownModel("model", name, problem, hint=hint, nearest=nearest_bundled(name))
 
 
 def _from_path(path: Path, kind: Origin, trust_remote_code: bool) -> ModelSource:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from rigsize.errors import UnsupportedCombination
+from rigsize.program.mesh import check_shards
 from rigsize.program.timeline import Parameter
 from rigsize.spec.strategy import Strategy
 
@@ -190,10 +191,5 @@ def check_types(group: Group) -> None:
 def check_ranks(parameters: Sequence[Parameter], ranks: int) -> None:
     """More shards than the largest parameter has elements would leave ranks with padding alone."""
     largest = max((p.numel for p in parameters), default=0)
-    if ranks > largest > 0:
-        raise UnsupportedCombination(
-            "gpus",
-            ranks,
-            f"the largest parameter has {largest:,} elements, fewer than there are shards",
-            hint=f"at most {largest:,} ranks a copy of the states: --parallel hsdp makes copies",
-        )
+    hint = f"at most {largest:,} ranks a copy of the states: --parallel hsdp makes copies"
+    check_shards(ranks, largest, "the largest parameter", hint)

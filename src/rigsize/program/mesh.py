@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rigsize.errors import UnsupportedCombination
 from rigsize.spec import Cluster, Strategy
 
-__all__ = ["ALONE", "Mesh", "accumulation_for", "mesh_of"]
+__all__ = ["ALONE", "Mesh", "accumulation_for", "check_shards", "mesh_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +72,17 @@ def mesh_of(strategy: Strategy, cluster: Cluster, *, training: bool = True) -> M
             allowed=tuple(str(n) for n in range(1, min(ranks, 1024) + 1) if ranks % n == 0),
         )
     return Mesh(shard=shard, replicas=ranks // shard, per_node=per_node)
+
+
+def check_shards(shards: int, elements: int, what: str, hint: str = "") -> None:
+    """Refuses more shards than `what` has elements: some would be padding alone."""
+    if shards > elements > 0:
+        raise UnsupportedCombination(
+            "gpus",
+            shards,
+            f"{what} has {elements:,} elements, fewer than there are shards",
+            hint=hint or f"at most {elements:,} ranks, or --parallel ddp",
+        )
 
 
 def _check_one_machine(cluster: Cluster) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rigsize.program.foreach import FP32_BYTES, place
+from rigsize.program.mesh import check_shards
 from rigsize.program.micro_step import MicroStep
 from rigsize.program.parallel import OptimizerCall, Ranks
 from rigsize.program.timeline import Parameter, Place, Timeline
@@ -67,6 +68,8 @@ class Zero(Ranks):
         """
         self.stage = int(self.strategy.parallel[-1])
         self.trained = [p for p in parameters if p.trainable]
+        vector = sum(p.numel for p in self.trained)
+        check_shards(self.mesh.ranks, vector, "the flat vector of all that is trained")
         self.itemsize = self.trained[0].itemsize
         self.layout = layout_of([p.numel for p in self.trained], self.mesh.ranks)
         self._flatten(timeline)

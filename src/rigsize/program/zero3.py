@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rigsize.program.foreach import FP32_BYTES, place
+from rigsize.program.mesh import check_shards
 from rigsize.program.micro_step import MicroStep
 from rigsize.program.parallel import OptimizerCall, Ranks
 from rigsize.program.timeline import REDUCE_SCATTER, Parameter, Timeline
@@ -37,6 +38,8 @@ class Zero3(Ranks):
         """Parameters are cut one after the other, then parts, masters and buffers made."""
         self.parameters = list(parameters)
         self.trained = [p for p in parameters if p.trainable]
+        largest = max(p.numel for p in self.parameters)
+        check_shards(self.mesh.ranks, largest, "the largest parameter")
         self.itemsize = self.trained[0].itemsize
         self.steps_on_host = self.strategy.offload in ("optimizer", "cpu")
         self.parts_on_host = self.strategy.offload in ("cpu", "cpu-params")

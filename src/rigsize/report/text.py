@@ -83,9 +83,11 @@ def headline(answer: Answer) -> str:
     words = _WORDS[estimate.fit.verdict]
     if estimate.fit.host_is_worse:
         words += " the host" if words.endswith("fit") else " on the host"
-    lines = [f"{words}: {what}, on {_devices(estimate)}", *_peak_lines(answer)]
     if answer.over_limit and answer.fail_over_bytes is not None:
-        lines.append(f"  above the limit of {format_bytes(answer.fail_over_bytes)} (--fail-over)")
+        # The exit code says no, and so do the first words, whatever the card has room for.
+        limit = format_bytes(answer.fail_over_bytes)
+        words = f"above the limit of {limit} (--fail-over); by itself: {words}"
+    lines = [f"{words}: {what}, on {_devices(estimate)}", *_peak_lines(answer)]
     return "\n".join([*lines, f"  peak at the {estimate.memory.peak_moment}"])
 
 
