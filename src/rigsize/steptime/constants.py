@@ -11,6 +11,9 @@ from rigsize.provenance import Basis, Sourced
 
 __all__ = [
     "ATTENTION_BACKWARD",
+    "COMPILED_LAUNCHES",
+    "COMPILED_TRAFFIC",
+    "CPU_ADAM_BYTES_PER_PARAM",
     "CPU_ADAM_LOOP_S_PER_PARAM",
     "CPU_ADAM_S_PER_PARAM",
     "DISPATCH_S",
@@ -20,6 +23,7 @@ __all__ = [
     "NETWORK_BYTES_PER_S",
     "NETWORK_HOP_S",
     "OPTIMIZER_BYTES_PER_PARAM",
+    "OVERLAP_COST",
     "PCIE_SHARE",
     "ROCM_MATMUL_SHARE",
     "Span",
@@ -90,6 +94,33 @@ CPU_ADAM_LOOP_S_PER_PARAM = _span(
     3.0e-9,
     "torch.optim.AdamW on the CPU, about 1.4 s for 1e9 parameters (ZeRO-Offload, recalled)",
     "published",
+)
+CPU_ADAM_BYTES_PER_PARAM = 28
+"""What the host's AdamW moves for a parameter in fp32: other work of the host's memory is priced
+by its bytes against this."""
+OVERLAP_COST = _span(
+    0.02,
+    0.15,
+    0.2,
+    "share of the device that a collective takes from what computes beside it: Calculon charges"
+    " .15 over NVLink and .02 over a network",
+    "published",
+)
+COMPILED_TRAFFIC = _span(
+    0.3,
+    0.5,
+    0.8,
+    "share of the bytes of operators without a product that is left when torch.compile has fused"
+    " them; depends on the model, and nobody published a table",
+    "assumed",
+)
+COMPILED_LAUNCHES = _span(
+    0.15,
+    0.3,
+    0.6,
+    "share of the launches and dispatches that is left under torch.compile: the products stay,"
+    " what is between them becomes one or two kernels",
+    "assumed",
 )
 NETWORK_BYTES_PER_S = _span(
     1.25e9,

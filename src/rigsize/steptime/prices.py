@@ -1,0 +1,264 @@
+"""From the kernels of a `Work` to seconds on one device, by what the uncertainty hangs on.
+
+A layer that repeats is priced once: `Work` hands out the same tuple of kernels for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from rigsize.errors import UnsupportedCombination
+from rigsize.hardware import Accelerator
+from rigsize.program.work import Kernel, Work, WorkSegment, kernel_flops
+from rigsize.spec import Strategy
+from rigsize.steptime.attention import Heads, attention
+from rigsize.steptime.calibration import Calibration
+from rigsize.steptime.constants import COMPILED_LAUNCHES, COMPILED_TRAFFIC, MISALIGNED
+from rigsize.steptime.gemm import Layout, gemm
+from rigsize.steptime.kernel_time import KernelTime
+from rigsize.steptime.memory_bound import MemoryClass, memory_bound
+
+__all__ = [
+    "ATTENTION",
+    "MISALIGNED_PRODUCTS",
+    "OPTIMIZER",
+    "PRODUCTS",
+    "Priced",
+    "Pricer",
+    "Spread",
+]
+
+PRODUCTS = "matrix products"
+MISALIGNED_PRODUCTS = "matrix products with misaligned rows"
+ATTENTION = "fused attention"
+ELEMENTWISE = "element-wise operators and copies"
+OPTIMIZER = "optimizer"
+_PART_OF: dict[str, str] = {
+    "elementwise": ELEMENTWISE,
+    "copy": ELEMENTWISE,
+    "reduction": ELEMENTWISE,
+    "optimizer": OPTIMIZER,
+    "softmax": "softmax and normalisation",
+    "softmax-backward": "softmax and normalisation",
+    "layernorm": "softmax and normalisation",
+    "layernorm-backward": "softmax and normalisation",
+    "embedding": "embeddings",
+    "embedding-backward": "embeddings",
+}
+_SHORT = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float8_e4m3fn": "fp8",
+    "int8": "int8",
+}
+# One measurement of the same kernel on this machine leaves this much: two collections of the same
+# shape on the same GPU model differ by .7 to 3.5 % in the median (time-model notes).
+_SIGMA_CALIBRATED = 0.04
+_BYTES_4BIT = 0.5
+# Half the logarithm of the span of COMPILED_TRAFFIC, its ends taken for the 5 % and 95 % points.
+_SIGMA_COMPILED = 0.3
+
+
+@dataclass(slots=True)
+class Spread:
+    """How far the kernels of one part may lie from their prices, shared and each for itself."""
+
+    seconds: float = 0.0
+    shared_s: float = 0.0
+    """Sum of seconds times sigma where a constant that is wrong is wrong for all of them."""
+    own: dict[Kernel, float] = field(default_factory=dict)
+    """Seconds times sigma of each measured kernel: these average down."""
+    bases: dict[str, float] = field(default_factory=dict)
+    """Seconds by basis."""
+    notes: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of log(measured / predicted) of the part."""
+        if not self.seconds:
+            return 0.0
+        own = math.sqrt(sum(value * value for value in self.own.values()))
+        return math.hypot(self.shared_s, own) / self.seconds
+
+    @property
+    def basis(self) -> str:
+        """That of most of the seconds."""
+        return max(self.bases, key=self.bases.__getitem__, default="derived")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """A segment's seconds on the device by part, and how often the host launches."""
+
+    busy_s: Mapping[str, float]
+    launches: float
+    dispatches: float
+
+
+class Pricer:
+    """Prices segments on one device under one strategy, and adds up how sure they are."""
+
+    def __init__(
+        self, gpu: Accelerator, strategy: Strategy, calibration: Calibration | None
+    ) -> None:
+        if gpu.software_stack not in ("cuda", "rocm"):
+            raise UnsupportedCombination(
+                "gpus", gpu.id, f"no time model for the {gpu.software_stack} stack"
+            )
+        if calibration is not None and calibration.accelerator != gpu.id:
+            raise UnsupportedCombination(
+                "calibration", calibration.accelerator, f"it was measured on no {gpu.id}"
+            )
+        self.gpu = gpu
+        self.compiled = strategy.compile
+        self.tf32 = strategy.precision == "tf32"
+        self.calibration = calibration
+        self.spreads: dict[str, Spread] = {}
+        self._kernels: dict[Kernel, tuple[str, KernelTime]] = {}
+        self._tuples: dict[int, dict[str, float]] = {}
+
+    def work(self, work: Work) -> list[Priced]:
+        """Each segment in order."""
+        return [self.segment(segment) for segment in work.segments]
+
+    def segment(self, segment: WorkSegment) -> Priced:
+        """The seconds of a segment by part."""
+        busy = self._tuples.get(id(segment.kernels))
+        if busy is None:
+            busy = self._tuples[id(segment.kernels)] = {}
+            for kernel in segment.kernels:
+                part, time = self.kernel(kernel)
+                busy[part] = busy.get(part, 0.0) + time.seconds * kernel.launches
+        for kernel in segment.kernels:
+            self._count(kernel, *self._kernels[kernel])
+        launches: float = sum(kernel.launches for kernel in segment.kernels)
+        dispatches: float = segment.dispatches
+        if self.compiled:
+            launches *= COMPILED_LAUNCHES.value.mid
+            dispatches *= COMPILED_LAUNCHES.value.mid
+        return Priced(busy_s=busy, launches=launches, dispatches=dispatches)
+
+    def kernel(self, kernel: Kernel) -> tuple[str, KernelTime]:
+        """One launch: the part it belongs to and its time."""
+        found = self._kernels.get(kernel)
+        if found is None:
+            found = self._kernels[kernel] = self._calibrated(kernel, *self._price(kernel))
+        return found
+
+    def moved(self, part: str, moved_bytes: float, kind: MemoryClass, launches: int) -> float:
+        """Seconds of traffic that no trace shows, over some launches: a part of its own."""
+        launches = max(launches, 1)
+        kernel = Kernel(kind, "float32", (round(moved_bytes / launches),), launches=launches)
+        _, time = self.kernel(kernel)
+        self._count(kernel, part, time)
+        return time.seconds * launches
+
+    def _count(self, kernel: Kernel, part: str, time: KernelTime) -> None:
+        seconds = time.seconds * kernel.launches
+        spread = self.spreads.setdefault(part, Spread())
+        spread.seconds += seconds
+        spread.bases[time.basis] = spread.bases.get(time.basis, 0.0) + seconds
+        if time.basis == "measured":
+            spread.own[kernel] = spread.own.get(kernel, 0.0) + seconds * time.sigma
+        else:
+            spread.shared_s += seconds * time.sigma
+        if time.note:
+            spread.notes[time.note] = None
+
+    def _price(self, kernel: Kernel) -> tuple[str, KernelTime]:
+        if kernel.kind == "gemm":
+            return self._product(kernel)
+        if kernel.kind == "gemm_4bit":
+            return self._four_bit(kernel)
+        if kernel.kind.startswith("attention"):
+            return ATTENTION, self._attention(kernel)
+        if kernel.kind not in _PART_OF:
+            raise UnsupportedCombination(
+                "kernel", kernel.kind, "no time model for it", allowed=tuple(_PART_OF)
+            )
+        kind = cast(MemoryClass, kernel.kind)
+        moved = kernel.sizes[0]
+        if self.compiled and kind not in ("optimizer", "embedding", "embedding-backward"):
+            # Fewer and larger kernels: all their traffic is what fusing leaves of it.
+            fewer = COMPILED_LAUNCHES.value.mid
+            moved = round(moved * COMPILED_TRAFFIC.value.mid / fewer)
+            time = memory_bound(self.gpu, moved, kind)
+            time = replace(time, basis="assumed", sigma=math.hypot(time.sigma, _SIGMA_COMPILED))
+            return _PART_OF[kind], time.times(fewer)
+        return _PART_OF[kind], memory_bound(self.gpu, moved, kind)
+
+    def _product(self, kernel: Kernel) -> tuple[str, KernelTime]:
+        batch, m, n, k = kernel.sizes
+        layout = cast(Layout, kernel.detail or "nt")
+        dtype = self.dtype_of(kernel.dtype)
+        time = gemm(self.gpu, m, n, k, batch=batch, dtype=dtype, layout=layout)
+        return (MISALIGNED_PRODUCTS if time.misaligned else PRODUCTS), time
+
+    def _four_bit(self, kernel: Kernel) -> tuple[str, KernelTime]:
+        """Bitsandbytes' product of a vector with a 4-bit matrix reads the matrix once."""
+        batch, m, n, k = kernel.sizes
+        moved = round(batch * n * k * _BYTES_4BIT) + 2 * batch * m * (n + k)
+        return ELEMENTWISE, replace(memory_bound(self.gpu, moved, "copy"), basis="assumed")
+
+    def _attention(self, kernel: Kernel) -> KernelTime:
+        B, S, heads, head_dim, keys, key_heads = kernel.sizes
+        dtype, backward = self.dtype_of(kernel.dtype), kernel.kind == "attention_backward"
+        causal = kernel.detail == "causal" and keys == S
+        # A rectangle of queries and keys costs what the square of the same area does.
+        side = S if keys == S else max(1, round(math.sqrt(S * keys)))
+        shape = Heads(B, side, heads, head_dim)
+        time = attention(self.gpu, shape, causal=causal, dtype=dtype, backward=backward)
+        if keys == S:
+            return time
+        # One query reads all keys and values: the cache decides, not the products.
+        element = 4 if dtype in ("fp32", "tf32") else 2
+        moved = element * B * head_dim * 2 * (keys * key_heads + S * heads)
+        reading = memory_bound(self.gpu, moved * (2 if backward else 1), "copy")
+        longer = max(time, reading, key=lambda answer: answer.seconds)
+        return replace(longer, basis="derived", sigma=max(time.sigma, reading.sigma))
+
+    def dtype_of(self, dtype: str) -> str:
+        """What the products of operands of this dtype are computed in.
+
+        torch ignores `allow_tf32` on CUDA devices before Ampere.
+        """
+        if dtype not in _SHORT:
+            raise UnsupportedCombination("dtype", dtype, "no product is known in it")
+        if dtype == "float32" and self.tf32:
+            capability = self.gpu.compute_capability
+            return "fp32" if capability is not None and capability < (8, 0) else "tf32"
+        return _SHORT[dtype]
+
+    def _calibrated(self, kernel: Kernel, part: str, time: KernelTime) -> tuple[str, KernelTime]:
+        known = self.calibration
+        if known is None:
+            return part, time
+        factor: float | None
+        if kernel.kind == "gemm":
+            factor = known.gemm.get(self.dtype_of(kernel.dtype))
+            if factor is not None and time.misaligned:
+                mid = MISALIGNED.value.mid
+                factor = factor * known.misaligned / mid if known.misaligned else None
+        elif kernel.kind.startswith("attention"):
+            factor = known.attention
+        else:
+            factor = known.memory.get(kernel.kind)
+        if factor is None:
+            return part, time
+        return part, replace(
+            time.times(factor), sigma=min(time.sigma, _SIGMA_CALIBRATED), basis="measured"
+        )
+
+    def peak_dtype(self, work: Work) -> str | None:
+        """The dtype in which most FLOPs are done; None without any."""
+        flops: dict[str, int] = {}
+        for segment in work.segments:
+            for kernel in segment.kernels:
+                if count := kernel_flops(kernel):
+                    dtype = self.dtype_of(kernel.dtype)
+                    flops[dtype] = flops.get(dtype, 0) + count
+        return max(flops, key=flops.__getitem__, default=None)
