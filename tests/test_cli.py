@@ -54,6 +54,12 @@ OPTIONS = {
         " --limit --json".split()
     ),
     "records": {"--out", "--json"},
+    "emit": JOB
+    | DATA
+    | set(
+        "--gpus --host-memory --plan --pick --out --force --seed --eval-data --eval-share"
+        " --learning-rate --weight-decay --schedule --warmup-share --max-steps --init".split()
+    ),
 }
 BASE = ("estimate", "xlm-roberta-base", "--offline")
 WRITE = ("estimate", "openai-community/gpt2", "--use", "inference")

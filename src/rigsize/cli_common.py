@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rigsize.cli_flags import VERBS
 from rigsize.cli_job import Settings, read_spec
 from rigsize.errors import MeasurementFailed
 from rigsize.report.document import render
@@ -43,7 +44,11 @@ def settings_of(verb: str, given: Given) -> Settings:
     """The flags, and below them those of `--spec`."""
     path = given.get("spec")
     below = read_spec(path, verb) if isinstance(path, str) else {}
-    return Settings({**below, **given})
+    known = {"model", *(flag.key for flag in VERBS[verb])}
+    settings = Settings({**{k: v for k, v in below.items() if k in known}, **given})
+    for key in below.keys() - known:
+        settings.assumed.append(f"on this machine: {path} was made for {key} {below[key]}")
+    return settings
 
 
 def print_answer(document: Callable[[], Mapping[str, Any]], as_json: bool, parts: _Parts) -> None:

@@ -217,6 +217,10 @@ _TRAIN = (
     _flag("ranks", "N", "Start N ranks on this machine through torchrun, for ddp and fsdp."),
     _flag("max-restarts", "N", "With --ranks: restarts after a rank died; 3 by default."),
 )
+_EMITTED = (
+    *("eval-data", "eval-share", "learning-rate", "weight-decay", "schedule", "warmup-share"),
+    *("max-steps", "init"),
+)
 
 VERBS: dict[str, tuple[Flag, ...]] = {
     "estimate": (
@@ -311,6 +315,21 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _JSON,
     ),
     "records": (_flag("out", "FILE", "Of export: a .csv or .jsonl file."), _JSON),
+    "emit": (
+        *_WHAT,
+        *_HOW,
+        _flag("gpus", "NAME[:N[xM]]", "The card, N a node, M nodes, as of estimate."),
+        _flag("host-memory", "SIZE", "Memory of each node, kept in the spec file."),
+        _flag("plan", "FILE", "What `rigsize plan --json` printed, instead of all of these."),
+        _flag("pick", "WHICH", "Of the plan's: cheapest (the default), fastest, smallest or N."),
+        _flag("out", "FOLDER", "Where the files go."),
+        _switch("force", "Write over files that are there."),
+        *_DATA,
+        *(flag for flag in _TRAIN if flag.name in _EMITTED),
+        _flag("seed", "N", "Of weights, order, masks and dropout, for `rigsize train`."),
+        *_FROM,
+        _JSON,
+    ),
 }
 """The flags of each verb."""
 
@@ -319,6 +338,7 @@ ARGUMENTS: dict[str, tuple[Flag, ...]] = {
     "compare": (MODEL,),
     "measure": (MODEL,),
     "train": (MODEL,),
+    "emit": (MODEL,),
     "data": (
         _flag("action", "stats|demo", "stats FILE, or demo: obtain the demonstration's data."),
         _flag("file", "FILE", "JSONL, CSV, TSV, Parquet, text, a saved folder or a hub id."),
@@ -337,7 +357,6 @@ VERBS_LATER = (
     "plan",
     "calibrate",
     "fit",
-    "emit",
     "serve",
 )
 """Verbs of the contract that a later release answers."""

@@ -116,9 +116,17 @@ class Target:
     note: str | None
 
 
+_ON_WHAT = ("gpus", "host_memory")
+"""Keys of a plan's spec file that a run on the machine at hand has no flag for."""
+
+
 def read_spec(path: str, verb: str) -> dict[str, str | bool]:
-    """A TOML file of a verb's flags; an unknown key is refused with the nearest."""
-    flags = {flag.key: flag for flag in (MODEL, *VERBS[verb]) if flag.name != "spec"}
+    """A TOML file of a verb's flags; an unknown key is refused with the nearest.
+
+    It may also say on what a plan was made for, which `settings_of` takes out again for a run.
+    """
+    known = (MODEL, *VERBS[verb], *(f for f in VERBS["estimate"] if f.key in _ON_WHAT))
+    flags = {flag.key: flag for flag in known if flag.name != "spec"}
     given: dict[str, str | bool] = {}
     for written, value in _toml(Path(path)).items():
         key = written.replace("-", "_")

@@ -13,7 +13,7 @@ from rigsize.spec import Strategy, Workload, check_together
 from rigsize.spec.checks import integer, one_of
 from rigsize.spec.quantization import check_cpu
 
-__all__ = ["DEVICES", "MOST_RANKS", "check_job", "check_options"]
+__all__ = ["DEVICES", "MOST_RANKS", "check_job", "check_options", "check_runs"]
 
 DEVICES = ("cpu", "cuda")
 MOST_RANKS = 100_000
@@ -38,7 +38,7 @@ def check_job(
     check_together(workload, strategy)
     if device == "cpu":
         check_cpu(strategy, training=workload.training)
-    _check_runs(workload, strategy)
+    check_runs(workload, strategy)
     if options is not None:
         check_options(options, strategy, device)
         _check_prompts(workload, options)
@@ -52,7 +52,8 @@ _RUN: dict[str, tuple[object, ...]] = {
 """What the loop runs for real; estimates answer more."""
 
 
-def _check_runs(workload: Workload, strategy: Strategy) -> None:
+def check_runs(workload: Workload, strategy: Strategy) -> None:
+    """Raises UnsupportedCombination for what is estimated alone."""
     for field, run in _RUN.items():
         value = getattr(strategy, field)
         if value not in run:
