@@ -19,13 +19,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 NONE_IS_FINE := || [ $$? -eq 5 ]
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test quick slow lint format validate profiles clean
+.PHONY: help setup demo test quick slow exhaustive lint format validate profiles clean
 
 help:
 	@echo "make demo       set up, then do the main job"
 	@echo "make test       set up, then lint, types and all tests"
 	@echo "make quick      the quick tests alone      make lint    ruff and mypy alone"
 	@echo "make format     let ruff rewrite           make clean   remove the environment"
+	@echo "make exhaustive the long matrices whole"
 	@echo "make validate   write the validation page  make profiles  trace the bundled models again"
 
 setup: $(STAMP)
@@ -60,10 +61,14 @@ format: setup
 	$(BIN)/ruff format .
 
 quick: setup
-	$(PYTEST) -m "not slow and not gpu" $(NONE_IS_FINE)
+	$(PYTEST) -m "not slow and not exhaustive and not gpu" $(NONE_IS_FINE)
 
 slow: setup
-	$(PYTEST) -m "slow and not gpu" $(NONE_IS_FINE)
+	$(PYTEST) -m "slow and not exhaustive and not gpu" $(NONE_IS_FINE)
+
+# The whole of every matrix, of which `make test` runs a part: half an hour on two cores.
+exhaustive: setup
+	$(PYTEST) -m "exhaustive and not gpu" $(NONE_IS_FINE)
 
 validate: setup
 	$(BIN)/python -m rigsize.cli validate

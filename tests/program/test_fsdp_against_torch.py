@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from tests.program.fsdp_referee import Sharding, program_of, real, referee
 from tests.program.fsdp_streams import births
+from tests.tiers import thinned
 
 from rigsize.errors import UnsupportedCombination
 from rigsize.spec import Strategy
@@ -56,7 +57,7 @@ def test_a_step_byte_for_byte(run: Sharding) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", SLOW, ids=str)
+@pytest.mark.parametrize("run", thinned(SLOW, every=2), ids=str)
 def test_every_setting_byte_for_byte(run: Sharding) -> None:
     assert not referee(run).differences
 

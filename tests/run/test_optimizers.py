@@ -36,7 +36,7 @@ def test_every_name_takes_a_step(name: str, precision: str) -> None:
 @pytest.mark.filterwarnings(  # Inductor's own, at its first import
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )
-@pytest.mark.slow  # it compiles a graph a shape
+@pytest.mark.exhaustive  # it compiles a graph a shape
 def test_a_compiled_step_leaves_the_same_states() -> None:
     take_a_step("adamw-8bit-torchao", "bf16")
 

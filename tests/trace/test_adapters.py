@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiers import thinned
 from tests.trace.referee import compare, profiled, traced
 from tests.trace.test_profile import deep
 from tests.trace.tiny import CONFIGS, Case
@@ -79,7 +80,7 @@ def test_the_trace_is_what_the_allocator_did(step: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [c for c in SLOW if c not in QUICK], ids=str)
+@pytest.mark.parametrize("step", thinned([c for c in SLOW if c not in QUICK], every=2), ids=str)
 def test_every_method(step: Case) -> None:
     found = compare(traced(step), profiled(step))
     assert not str(found), str(found)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tiers import thinned
 from tests.trace.exemptions import EXEMPTIONS, RANDOM_STATE_BYTES, Event, exemption_of
 from tests.trace.referee import Verdict, compare, profile_once, profiled, traced
 from tests.trace.tiny import CONFIGS, Case
@@ -126,21 +127,21 @@ def test_the_trace_is_what_the_allocator_did(case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [c for c in families() if c not in QUICK], ids=str)
+@pytest.mark.parametrize("case", thinned([c for c in families() if c not in QUICK]), ids=str)
 def test_every_family_precision_and_attention(case: Case) -> None:
     found = verdict(case)
     assert not str(found), str(found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [c for c in other_tasks() if c not in QUICK], ids=str)
+@pytest.mark.parametrize("case", thinned([c for c in other_tasks() if c not in QUICK]), ids=str)
 def test_every_other_task(case: Case) -> None:
     found = verdict(case)
     assert not str(found), str(found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [c for c in lean() if c not in QUICK], ids=str)
+@pytest.mark.parametrize("case", thinned([c for c in lean() if c not in QUICK]), ids=str)
 def test_selected_rows_and_unpadded_texts(case: Case) -> None:
     found = verdict(case)
     assert not str(found), str(found)

@@ -139,6 +139,9 @@ def _store(model: Any, quantizer: Any, name: str, weight: torch.Tensor) -> None:
 
         if issubclass(module.source_cls, Conv1D):
             weight = weight.T.contiguous()
+        # On a CPU with AVX512-BF16 alone, `Linear4bit.forward` would pack the weights anew in a
+        # format of its own, for matrices of whole 32 rows: a run must not depend on the host.
+        module.support_avx512bf16_for_cpu = False
         old = module.weight
         # `.to` of either class leaves the meta device alone; what it calls elsewhere does not.
         module.weight = type(old)(weight, requires_grad=False, **old.__dict__)._quantize(
