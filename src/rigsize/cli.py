@@ -23,6 +23,7 @@ import typer
 from rigsize import __version__
 from rigsize.cli_flags import ARGUMENTS, VERBS, VERBS_LATER, Flag
 from rigsize.errors import SizingError, SpecError, UnsupportedCombination, nearest
+from rigsize.quiet import hush
 
 __all__ = ["main", "run"]
 
@@ -71,6 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     as_json = "--json" in arguments
+    hush()
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()

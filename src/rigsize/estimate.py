@@ -25,7 +25,7 @@ from rigsize.program.environment import TORCH_VERSION, environment_of
 from rigsize.program.generation import build_generation
 from rigsize.program.mesh import mesh_of
 from rigsize.program.placement import Placement, split
-from rigsize.remarks import assumptions, kept_logits, notes
+from rigsize.remarks import adapted, assumptions, kept_logits, notes, recomputed
 from rigsize.spec import Cluster, Strategy, Workload, check_together
 from rigsize.spec.optimizers import muon_takes, no_matrix_for_muon
 from rigsize.spec.quantization import (
@@ -189,6 +189,8 @@ def estimate(
         notes=(
             *source.notes,
             *notes(workload, strategy, accelerator),
+            *adapted(source, strategy),
+            *recomputed(strategy, len(profile.full_layers())),
             *kept_logits(program, workload, strategy),
             *host.notes,
         ),
@@ -352,7 +354,20 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
             workload.max_target_length,
             f"only seq2seq-lm has target tokens, the task is {workload.task}",
         )
+    _check_targets(strategy)
     _refuse_later(strategy)
+
+
+def _check_targets(strategy: Strategy) -> None:
+    """A block is traced once for all of its kind, so what adapts one of them alone is not known."""
+    for target in (strategy.lora_targets or "").split(","):
+        if any(part.isdigit() for part in target.split(".")):
+            raise UnsupportedCombination(
+                "lora-targets",
+                target.strip(),
+                "a block of its own is not answered: all of a kind are adapted alike",
+                hint="leave out the number",
+            )
 
 
 def _lengths(workload: Workload) -> Iterator[tuple[str, int]]:

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.memory.compiled import COMPILE_NOTE
 from rigsize.memory.outside import communication, communicators
+from rigsize.models import ModelSource
 from rigsize.program.beside_steps import logits_bytes
 from rigsize.program.build import Program
 from rigsize.program.environment import CUDNN_VERSION, TORCH_VERSION
 from rigsize.program.mesh import Mesh
 from rigsize.spec import Strategy, Workload
+from rigsize.spec.adapter import adapter_of, targets_like
+from rigsize.spec.recompute import recompute_period
 from rigsize.units import GIB, format_bytes
 
 __all__ = ["assumptions", "kept_logits", "notes"]
@@ -98,6 +101,29 @@ def kept_logits(program: Program, workload: Workload, strategy: Strategy) -> Ite
             "evaluation by rigsize keeps the logits of one batch; transformers' Trainer, with"
             " compute_metrics, keeps all of them on the card until eval_accumulation_steps:"
             f" {format_bytes(size)} a thousand texts"
+        )
+
+
+def adapted(source: ModelSource, strategy: Strategy) -> Iterator[str]:
+    """Whose default targets were taken where peft has none."""
+    adapter = adapter_of(strategy)
+    if adapter is None or adapter.targets or adapter.virtual_tokens:
+        return
+    like = targets_like(adapter.method, source.model_type)
+    if like is not None:
+        yield (
+            f"peft has no default targets of {adapter.method} for {source.model_type}: those for"
+            f" {like}, whose modules have the same names; --lora-targets names others"
+        )
+
+
+def recomputed(strategy: Strategy, blocks: int) -> Iterator[str]:
+    """Where `every-N` is more than there is."""
+    every = recompute_period(strategy.recompute)
+    if every > blocks > 0:
+        yield (
+            f"recompute {strategy.recompute} is beyond the {blocks} blocks there are: the first"
+            " one alone is recomputed"
         )
 
 

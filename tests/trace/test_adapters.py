@@ -7,6 +7,7 @@ every layer, and the real PeftModel on the meta device.
 from __future__ import annotations
 
 import copy
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +19,9 @@ from tests.trace.test_profile import deep
 from tests.trace.tiny import CONFIGS, Case
 from validation.check_profiles import depth_difference, gradient_difference
 
-from rigsize.errors import UnsupportedCombination
+from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.models import resolve_model
-from rigsize.spec.adapter import Adapter
+from rigsize.spec.adapter import _SAME_LAYERS, Adapter, targets_like
 from rigsize.trace.adapters import adapt
 from rigsize.trace.capture import named_parameters
 from rigsize.trace.model import build, build_base, load_config
@@ -179,16 +180,72 @@ def test_a_trained_head_is_there_twice() -> None:
 # Refusals.
 
 
-def test_an_architecture_that_peft_does_not_know_is_one_line() -> None:
-    options = replace(case("xlm-roberta", "masked-lm", "ia3").options(), adapter=None)
-    base = build_base(load_config(CONFIGS["xlm-roberta"], options), options)
+def base_of(family: str, task: str) -> torch.nn.Module:
+    options = replace(case(family, task, "lora").options(), adapter=None)
+    built: torch.nn.Module = build_base(load_config(CONFIGS[family], options), options)
+    return built
+
+
+def trained_in(adapted: torch.nn.Module) -> int:
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_an_architecture_that_peft_does_not_know_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = base_of("xlm-roberta", "masked-lm")
+    monkeypatch.setattr(type(base.config), "model_type", "new")
     with pytest.raises(UnsupportedCombination, match="target_modules") as caught:
         adapt(base, METHODS["ia3"], "masked-lm")
-    assert "--lora-targets" in str(caught.value)
+    assert "--lora-targets names the modules to adapt, comma separated: of decoder, dense, key" in (
+        str(caught.value)
+    )
     named = replace(METHODS["ia3"], targets=("key", "value"))
-    adapted = adapt(copy.deepcopy(base), named, "masked-lm")
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert trained == 2 * 2 * 96  # layers, modules, width
+    assert trained_in(adapt(base, named, "masked-lm")) == 2 * 2 * 96  # layers, modules, width
+
+
+@pytest.mark.parametrize("method", ["ia3", "adalora", "lora"])
+def test_defaults_are_those_of_an_architecture_with_the_same_modules(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_of("xlm-roberta", "sequence-classification")
+    ours = adapt(copy.deepcopy(base), METHODS[method], "sequence-classification")
+    monkeypatch.setattr(type(base.config), "model_type", "roberta")
+    theirs = adapt(base, METHODS[method], "sequence-classification")
+    names = [name for name, _ in ours.named_parameters()]
+    assert names == [name for name, _ in theirs.named_parameters()]
+    assert trained_in(ours) == trained_in(theirs) > 0
+
+
+def test_what_peft_has_no_targets_for_is_what_we_say() -> None:
+    constants = importlib.import_module("peft.utils.constants")
+    for method in ("lora", "adalora", "ia3"):
+        mapping = getattr(
+            constants, f"TRANSFORMERS_MODELS_TO_{method.upper()}_TARGET_MODULES_MAPPING"
+        )
+        for model_type in _SAME_LAYERS:
+            like = targets_like(method, model_type)
+            assert (like is None) == (model_type in mapping)
+            assert like is None or like in mapping
+
+
+@pytest.mark.parametrize("targets", [("query", "foo"), ("foo",)])
+def test_a_target_that_no_module_has_is_refused(targets: tuple[str, ...]) -> None:
+    base = base_of("xlm-roberta", "masked-lm")
+    with pytest.raises(SpecError, match="no module of XLMRobertaForMaskedLM") as caught:
+        adapt(base, replace(METHODS["lora"], targets=targets), "masked-lm")
+    assert caught.value.value == "foo"
+    assert {"query", "value", "dense", "all-linear"} <= set(caught.value.allowed)
+
+
+def test_all_linear_is_pefts_own_choice() -> None:
+    named = ("query", "key", "value", "dense")
+    chosen = replace(METHODS["lora"], targets=("all-linear",))
+    ours = adapt(base_of("xlm-roberta", "embedding"), chosen, "embedding")
+    theirs = adapt(
+        base_of("xlm-roberta", "embedding"), replace(METHODS["lora"], targets=named), "embedding"
+    )
+    assert trained_in(ours) == trained_in(theirs) > 0
 
 
 def test_rank_numbers_are_no_weights() -> None:

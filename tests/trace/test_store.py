@@ -73,6 +73,27 @@ def cached_file() -> Path:
     return file
 
 
+@pytest.mark.parametrize(
+    ("more", "used"),
+    [
+        ({}, ""),
+        ({"adapter": "method=lora,rank=8"}, "-peft-9.1"),
+        ({"quantization": "nf4"}, "-bitsandbytes-9.1"),
+        ({"quantization": "int8-fp16"}, "-bitsandbytes-9.1"),
+        (
+            {"quantization": "int8-torchao", "adapter": "method=lora,rank=8"},
+            "-peft-9.1-torchao-9.1",
+        ),
+    ],
+)
+def test_a_cached_trace_is_of_the_libraries_it_used(
+    more: dict[str, str], used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_minor", lambda _: "9.1")
+    name = store.file_name(replace(KEY, **more), "bN.s8.0")  # type: ignore[arg-type]
+    assert name.endswith(f"-bN.s8.0{used}.profile")
+
+
 def test_traced_once_then_cached(tracer: Tracer) -> None:
     first = store.find_profile(SOURCE, KEY, POINT)
     assert store.find_profile(SOURCE, KEY, POINT) == first == profile()

@@ -17,6 +17,7 @@ from typing import Any
 
 from rigsize.errors import SizingError
 from rigsize.models.source import resolve_model
+from rigsize.quiet import hush
 from rigsize.run.compare import predict_record, try_predict
 from rigsize.run.measure import measure
 from rigsize.run.record import from_json, to_json
@@ -83,6 +84,7 @@ def _predict(job: Mapping[str, Any]) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """The command of the module docstring."""
     role, job, result = arguments
+    hush()
     if role not in ROLES:
         raise SystemExit(2)
     work(role, json.loads(Path(job).read_text(encoding="utf-8")), Path(result))

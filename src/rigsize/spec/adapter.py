@@ -7,9 +7,33 @@ from typing import Any
 
 from rigsize.spec.strategy import LORA_METHODS, PROMPT_METHODS, Strategy
 
-__all__ = ["Adapter", "adapter_of"]
+__all__ = ["ALL_LINEAR", "Adapter", "adapter_of", "targets_like"]
 
+ALL_LINEAR = "all-linear"
+"""peft's own word for every linear layer but the head."""
 _BY_RANK = ("lora", "dora", "adalora")
+_SAME_LAYERS = {
+    "camembert": "roberta",
+    "data2vec-text": "roberta",
+    "electra": "bert",
+    "mistral": "llama",
+    "roberta-prelayernorm": "roberta",
+    "xlm-roberta": "roberta",
+    "xlm-roberta-xl": "roberta",
+}
+"""Architectures whose modules have the names of another's, for which peft has default targets."""
+_KNOWN_TO_PEFT = {
+    "lora": ("electra", "mistral", "xlm-roberta"),
+    "adalora": (),
+    "ia3": ("mistral",),
+}
+"""Of these, those that peft 0.21 has targets of its own for (peft/utils/constants.py)."""
+
+
+def targets_like(method: str, model_type: str) -> str | None:
+    """The architecture whose default targets serve one that peft has none for; None for its own."""
+    known = _KNOWN_TO_PEFT.get(method, _KNOWN_TO_PEFT["lora"])
+    return None if model_type in known else _SAME_LAYERS.get(model_type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ __all__ = [
     "check_cpu",
     "check_quantization",
     "check_stored_by",
+    "library_of",
     "of_checkpoint",
     "read_text",
     "text_of",
@@ -51,6 +52,11 @@ def text_of(strategy: Strategy) -> str:
     policy = strategy.policy
     own = method == "int8" and policy.compute == "half" and policy.half_dtype == "float16"
     return method + _FP16 if own else method
+
+
+def library_of(method: str) -> str:
+    """The package that stores weights so."""
+    return "bitsandbytes" if method in BITSANDBYTES else "torchao"
 
 
 def read_text(text: str) -> tuple[str, str]:

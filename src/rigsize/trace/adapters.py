@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from rigsize.errors import MeasurementFailed, UnsupportedCombination
-from rigsize.spec.adapter import Adapter
+from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination, nearest
+from rigsize.spec.adapter import ALL_LINEAR, Adapter, targets_like
 
 __all__ = ["ADALORA_STEPS", "adapt", "host_tensors"]
 
@@ -42,29 +42,65 @@ def adapt(
     if adapter is None:
         return model
     peft = _peft()
+    names = _adaptable(model)
     try:
         with warnings.catch_warnings():
             # peft tells which of its defaults it took; they are the ones that are asked for here.
             warnings.filterwarnings("ignore", module="peft")
             adapted: torch.nn.Module = peft.get_peft_model(
                 model,
-                _config(peft, adapter, task, training=training),
+                _config(peft, adapter, task, model, training=training),
                 autocast_adapter_dtype=adapter.dtype == "fp32",
             )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _check_targets(adapter.targets, (), names, model)
         named = ",".join(adapter.targets)
         field, value = ("lora-targets", named) if named else ("method", adapter.method)
         raise UnsupportedCombination(
             field,
             value,
             f"peft cannot adapt {type(model).__name__} ({text})",
-            hint="--lora-targets names the modules to adapt, comma separated"
+            hint="--lora-targets names the modules to adapt, comma separated: of "
+            + ", ".join(names)
             if not adapter.virtual_tokens
             else "--method lora",
         ) from error
+    _check_targets(adapter.targets, _targeted(adapted), names, model)
     _freeze_rank_numbers(adapted)
     return adapted
+
+
+def _adaptable(model: torch.nn.Module) -> list[str]:
+    """The names that products and embeddings have in their modules, for what to say."""
+    last = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if getattr(module, "weight", None) is not None and module.weight.ndim == 2
+    }
+    return sorted(name for name in last if not name.isdigit())
+
+
+def _targeted(adapted: torch.nn.Module) -> tuple[str, ...]:
+    """What peft has put an adapter at; nothing of virtual tokens, which have no modules."""
+    return tuple(getattr(getattr(adapted, "base_model", None), "targeted_module_names", ()))
+
+
+def _check_targets(
+    targets: tuple[str, ...], found: tuple[str, ...], names: list[str], model: torch.nn.Module
+) -> None:
+    """Refuses a name that no module has: peft leaves it out without a word if others are there."""
+    known = found or tuple(name for name, _ in model.named_modules())
+    for target in targets:
+        if target == ALL_LINEAR or any(f".{name}".endswith(f".{target}") for name in known):
+            continue
+        raise SpecError(
+            "lora-targets",
+            target,
+            f"no module of {type(model).__name__} has this name",
+            allowed=(*names, ALL_LINEAR),
+            nearest=nearest(target, names),
+        )
 
 
 def _freeze_rank_numbers(model: torch.nn.Module) -> None:
@@ -85,16 +121,34 @@ def host_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def _config(peft: Any, adapter: Adapter, task: str, *, training: bool) -> Any:
+def _defaults(adapter: Adapter, model: torch.nn.Module) -> tuple[Any, list[str] | None]:
+    """(target modules, those that IA3 scales before their product); None for peft's own choice."""
+    if adapter.targets == (ALL_LINEAR,):
+        return ALL_LINEAR, [] if adapter.method == "ia3" else None
+    if adapter.targets:
+        # Named modules are scaled behind their product; peft's own choice knows which before.
+        return list(adapter.targets), []
+    config = getattr(model, "config", None)
+    like = targets_like(adapter.method, getattr(config, "model_type", ""))
+    if like is None:
+        return None, None
+    constants = importlib.import_module("peft.utils.constants")
+    family = {"ia3": "IA3", "adalora": "ADALORA"}.get(adapter.method, "LORA")
+    chosen = getattr(constants, f"TRANSFORMERS_MODELS_TO_{family}_TARGET_MODULES_MAPPING")
+    before = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
+    return list(chosen[like]), list(before[like]) if adapter.method == "ia3" else None
+
+
+def _config(
+    peft: Any, adapter: Adapter, task: str, model: torch.nn.Module, *, training: bool
+) -> Any:
     common: dict[str, Any] = {"task_type": _TASK_TYPES.get(task), "inference_mode": not training}
     if adapter.virtual_tokens:
         prefix = adapter.method == "prefix"
         chosen = peft.PrefixTuningConfig if prefix else peft.PromptTuningConfig
         return chosen(num_virtual_tokens=adapter.virtual_tokens, **common)
-    common["target_modules"] = list(adapter.targets) or None
+    common["target_modules"], scaled_before = _defaults(adapter, model)
     if adapter.method == "ia3":
-        # Named modules are scaled behind their product; peft's own choice knows which before.
-        scaled_before: list[str] | None = [] if adapter.targets else None
         return peft.IA3Config(feedforward_modules=scaled_before, **common)
     common |= {"lora_alpha": 2 * adapter.rank, "lora_dropout": adapter.dropout}
     common["use_rslora"] = adapter.rslora

@@ -14,7 +14,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rigsize.errors import SizingError, TraceFailed, UnsupportedCombination
+from rigsize.errors import SizingError, SpecError, TraceFailed, UnsupportedCombination
 from rigsize.trace.profile import TraceKey
 
 if TYPE_CHECKING:
@@ -93,7 +93,12 @@ def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> 
     if failure.exists():
         told = json.loads(failure.read_text())
         raise TraceFailed(
-            told.get("field", "model"), told.get("value", name), told["problem"], hint=told["hint"]
+            told.get("field", "model"),
+            told.get("value", name),
+            told["problem"],
+            allowed=told.get("allowed", ()),
+            nearest=told.get("nearest"),
+            hint=told["hint"],
         )
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     raise TraceFailed("model", name, f"the tracing process died (exit {done.returncode}): {last}")
@@ -146,11 +151,10 @@ def trace(config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int]) ->
         return pack(session.profile([exact_label(key.point(point))]))
 
 
-def _explain(error: Exception) -> dict[str, str]:
-    if isinstance(error, UnsupportedCombination):  # of the run, not of the model
-        return {"problem": error.problem, "hint": error.hint, "field": error.field} | {
-            "value": str(error.value)
-        }
+def _explain(error: Exception) -> dict[str, Any]:
+    if isinstance(error, UnsupportedCombination | SpecError):  # of the run, not of the model
+        told = ("problem", "hint", "field", "allowed", "nearest")
+        return {"value": str(error.value)} | {name: getattr(error, name) for name in told}
     if isinstance(error, SizingError):
         return {"problem": error.problem, "hint": error.hint}
     if type(error).__name__ in ("DynamicOutputShapeException", "DataDependentOutputException"):

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rigsize import __version__
 from rigsize.errors import TraceFailed
+from rigsize.spec.quantization import library_of, read_text
 from rigsize.trace.domains import possible_labels
 from rigsize.trace.profile import Profile, TraceKey, unpack
 
@@ -94,8 +95,20 @@ def write_pack(path: Path, profiles: Mapping[str, bytes]) -> None:
 
 
 def file_name(key: TraceKey, domain: str) -> str:
-    """One cached file a key and domain: a child traces the domain that was asked for."""
-    return f"{key.text()}-{domain}.profile"
+    """One cached file a key and domain: a child traces the domain that was asked for.
+
+    The folder says which torch and transformers; this, which libraries this key's trace uses.
+    """
+    used = [f"{package}-{_minor(package)}" for package in _libraries(key)]
+    return "-".join((key.text(), domain, *used)) + ".profile"
+
+
+def _libraries(key: TraceKey) -> Iterator[str]:
+    """What else than torch and transformers makes this key's modules."""
+    if key.adapter:
+        yield "peft"
+    if key.quantization:
+        yield library_of(read_text(key.quantization)[0])
 
 
 def read_profile(path: Path) -> Profile | None:
