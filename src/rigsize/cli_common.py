@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_flags import VERBS
-from rigsize.cli_job import Settings, read_spec
+from rigsize.cli_settings import Settings, read_spec
 from rigsize.errors import MeasurementFailed
 from rigsize.report.document import render
 

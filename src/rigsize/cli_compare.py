@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rigsize.cli_common import Given, print_answer, say, settings_of, waiting
-from rigsize.cli_job import Settings, parse_job, parse_target, settle_parallel
+from rigsize.cli_job import parse_job, settle_parallel
+from rigsize.cli_settings import Settings
+from rigsize.cli_target import parse_target
 from rigsize.errors import SpecError, UnsupportedCombination
 
 if TYPE_CHECKING:

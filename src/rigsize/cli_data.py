@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rigsize.cli_job import Settings
+from rigsize.cli_settings import Settings
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination, nearest
 from rigsize.report.document import SCHEMA_VERSION, render
 

@@ -1,6 +1,6 @@
 """Every flag of every verb, once: the command line, the keys of a spec file and their tests.
 
-All values arrive as text and are parsed by `cli_job`, so that each mistake is one line of ours.
+All values arrive as text and are parsed behind `cli_settings`: each mistake is one line of ours.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_common import Given, device_of, print_answer, say, settings_of, typed, waiting
-from rigsize.cli_job import Job, Settings, parse_job
+from rigsize.cli_job import Job, parse_job
+from rigsize.cli_settings import Settings
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
 from rigsize.units import parse_bytes
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_common import Given, device_of, print_answer, say, settings_of, typed
-from rigsize.cli_job import Settings, number, parse_job
+from rigsize.cli_job import parse_job
 from rigsize.cli_ranks import as_rank, launch, launched
+from rigsize.cli_settings import Settings, number
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
 
 if TYPE_CHECKING:

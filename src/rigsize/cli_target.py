@@ -1,0 +1,79 @@
+"""The flags that say on what it is done, and the limits that the user sets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from rigsize.cli_settings import Settings
+from rigsize.errors import SpecError
+from rigsize.hardware import Accelerator, parse_gpus
+from rigsize.spec import Cluster
+from rigsize.units import format_bytes, parse_bytes
+
+__all__ = ["Target", "parse_target"]
+
+ASSUMED_GPU = "A100-40GB"
+"""The card of the article that the seed's tables come from; always said to be assumed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """On what, and the limits that the user sets."""
+
+    cluster: Cluster
+    """Its capacity is already less by the headroom."""
+    headroom_bytes: int
+    fail_over_bytes: int | None
+    note: str | None
+
+
+def parse_target(settings: Settings) -> Target:
+    """The device, with the headroom taken off its capacity."""
+    text = settings.or_assumed("gpus", ASSUMED_GPU, "the article's card")
+    gpus = parse_gpus(text)
+    fail_over = settings.text("fail-over")
+    headroom = _headroom(settings, gpus.accelerator)
+    return Target(
+        cluster=Cluster(
+            accelerator=_less(gpus.accelerator, headroom),
+            per_node=gpus.per_node,
+            nodes=gpus.nodes,
+            host_memory_bytes=_host_memory(settings),
+        ),
+        headroom_bytes=headroom,
+        fail_over_bytes=None if fail_over is None else parse_bytes(fail_over, "fail-over"),
+        note=gpus.assumed_note,
+    )
+
+
+def _host_memory(settings: Settings) -> int | None:
+    text = settings.text("host-memory")
+    size = None if text is None else parse_bytes(text, "host-memory")
+    if size == 0:
+        raise SpecError("host-memory", text, "no memory at all", allowed=("256GiB", "1TiB"))
+    return size
+
+
+def _headroom(settings: Settings, accelerator: Accelerator) -> int:
+    text = settings.text("headroom")
+    if text is None:
+        return 0
+    capacity = accelerator.capacity_bytes
+    if capacity is None:
+        settings.warnings.append(f"--headroom has no effect: {accelerator.id} has no capacity here")
+        return 0
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", text.strip())
+    wanted = int(capacity * float(share[1]) / 100) if share else parse_bytes(text, "headroom")
+    if wanted >= capacity:
+        allowed = (f"less than {format_bytes(capacity)}, or a share such as 10%",)
+        raise SpecError("headroom", text, "leaves nothing of the card", allowed=allowed)
+    return wanted
+
+
+def _less(accelerator: Accelerator, headroom_bytes: int) -> Accelerator:
+    """The same card with less memory, so that every replay keeps the headroom."""
+    capacity = accelerator.capacity
+    if not headroom_bytes or capacity is None:
+        return accelerator
+    return replace(accelerator, capacity=replace(capacity, value=capacity.value - headroom_bytes))
