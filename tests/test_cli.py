@@ -54,6 +54,7 @@ OPTIONS = {
         " --limit --json".split()
     ),
     "records": {"--out", "--json"},
+    "calibrate": {"--device", "--quick", "--out", "--json"},
     "emit": JOB
     | DATA
     | set(

@@ -72,11 +72,10 @@ def _of_flags(settings: Settings) -> _Question:
 
 def _of_record(settings: Settings) -> _Question:
     """The run that a Record holds: its own model, spec, sizes and card."""
-    from rigsize.cli_measure import records_folder
     from rigsize.estimate import estimate
     from rigsize.evidence.cases import RecordCase
     from rigsize.run.compare import compare, find_cluster, predict_record, question_of
-    from rigsize.run.record_store import find_record
+    from rigsize.run.record_store import find_record, records_folder
 
     name = settings.text("record") or ""
     record: Record = find_record(name, records_folder()).record

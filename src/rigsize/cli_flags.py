@@ -315,6 +315,12 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _JSON,
     ),
     "records": (_flag("out", "FILE", "Of export: a .csv or .jsonl file."), _JSON),
+    "calibrate": (
+        _flag("device", "DEVICE", "cpu or cuda; by default cuda where torch sees one."),
+        _switch("quick", "Fewer sizes: a quarter of a minute instead of two."),
+        _flag("out", "FOLDER", "Where the Record goes; by default where it is looked for."),
+        _JSON,
+    ),
     "emit": (
         *_WHAT,
         *_HOW,
@@ -355,7 +361,6 @@ ARGUMENTS: dict[str, tuple[Flag, ...]] = {
 
 VERBS_LATER = (
     "plan",
-    "calibrate",
     "fit",
     "serve",
 )

@@ -11,6 +11,7 @@ from rigsize.cli_common import Given, device_of, print_answer, say, settings_of,
 from rigsize.cli_job import Job, parse_job
 from rigsize.cli_settings import Settings
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination
+from rigsize.run.record_store import records_folder
 from rigsize.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rigsize.run.record import Record
     from rigsize.run.suite import SuiteReport
 
-__all__ = ["measure_verb", "records_folder"]
+__all__ = ["measure_verb"]
 
 ASSUMED_MINUTES = 60.0
 
@@ -134,12 +135,6 @@ def _options(settings: Settings) -> MeasureOptions:
         snapshot=None if snapshot is None else Path(snapshot).expanduser(),
         attribution=settings.switch("attribution"),
     )
-
-
-def records_folder() -> Path:
-    """Where Records go when nobody says so."""
-    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "rigsize" / "records"
 
 
 def _measure_suite(settings: Settings, given: Given) -> int:

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_common import Given, print_answer, say
-from rigsize.cli_measure import records_folder
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
 from rigsize.run.record import Record, to_json
-from rigsize.run.record_store import Entry, Found, export, find_record, flat, read_folder
+from rigsize.run.record_store import (
+    Entry,
+    Found,
+    export,
+    find_record,
+    flat,
+    read_folder,
+    records_folder,
+)
 from rigsize.units import format_bytes
 
 if TYPE_CHECKING:
@@ -104,6 +111,8 @@ def _row(record: Record) -> tuple[str, ...]:
 
 def _run(record: Record) -> str:
     """`masked-lm 16x128 amp-bf16 adamw-fused, FSDP over 4`."""
+    if record.calibration is not None:
+        return f"calibration of {record.calibration.accelerator}"
     row = flat(record)
     parts = [
         str(row["task"]),
@@ -140,6 +149,13 @@ def _shown(entry: Entry) -> Iterator[RenderableType]:
     versions = f"torch {record.versions.torch}, transformers {record.versions.transformers}"
     yield f"{record.kind} of {record.created}, {versions}; {entry.file}"
     yield record.outcome.replace("_", " ") + (f": {record.message}" if record.message else "")
+    if record.calibration is not None:
+        from rigsize.report.calibration import calibration_text
+
+        yield from calibration_text(record)
+        yield from (f"note: {note}" for note in record.notes)
+        yield f"command: {record.command}"
+        return
     made = table(None, "memory", "peak", "", right=("peak",))
     for name, size, reason in _statistics(record):
         made.add_row(name, _bytes(size), reason)

@@ -287,6 +287,7 @@ VERBS: dict[str, Callable[[Given], int]] = {
     "gpus": _late("cli_hardware", "gpus_verb"),
     "offers": _late("cli_hardware", "offers_verb"),
     "records": _late("cli_records", "records_verb"),
+    "calibrate": _late("cli_calibrate", "calibrate_verb"),
     "emit": _late("cli_emit", "emit_verb"),
 }
 assert VERBS.keys() == FLAGS.keys()

@@ -219,7 +219,7 @@ def everything() -> Record:
 def test_all_parts_of_schema_1_1_round_trip() -> None:
     record = everything()
     document = json.loads(json.dumps(to_json(record)))
-    assert document["schema_version"] == "1.1"
+    assert document["schema_version"] == "1.2"
     assert document["host"]["pinned_bytes"] is None
     assert document["host"]["pinned_bytes_unknown_reason"] == "not on CPU"
     assert document["world"]["ranks"][0]["allocated_peak_bytes"] == 7

@@ -146,6 +146,8 @@ def _record_case(place: str, text: str, fitted: frozenset[str]) -> list[RecordCa
     if document["record"] is None:
         return []  # the suite refused the job: nothing was measured
     record = from_json(document["record"])
+    if record.kind == "calibration":
+        return []  # times alone, and no memory to be judged
     return [
         RecordCase(
             record=record,

@@ -1,7 +1,7 @@
 """Record: what one real run took, written once and never changed. No torch here.
 
 The schema is documented in docs/records.md; what a Record is made of, in `record_parts`. What came
-with schema 1.1 is left out of a document where a Record has none of it, so that older ones keep
+after schema 1.0 is left out of a document where a Record has none of it, so that older ones keep
 their ids.
 """
 
@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rigsize.errors import SpecError
+from rigsize.run.calibrated import Calibrated
 from rigsize.run.record_parts import (
     REASON,
     STATISTICS,
@@ -61,10 +62,10 @@ __all__ = [
     "write_record",
 ]
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """major.minor: a reader takes any minor of its own major and refuses a later major."""
 OUTCOMES = ("ok", "out_of_memory", "failed")
-KINDS = ("measure", "train")
+KINDS = ("measure", "train", "calibration")
 _PARTS = {
     "world": WorldRun,
     "host": HostMemory,
@@ -72,6 +73,7 @@ _PARTS = {
     "texts": Texts,
     "attribution": Attribution,
     "cap": Cap,
+    "calibration": Calibrated,
 }
 _LARGEST_FILE_BYTES = 64 * 1024**2
 
@@ -117,6 +119,8 @@ class Record:
     texts: Texts | None = None
     attribution: Attribution | None = None
     cap: Cap | None = None
+    calibration: Calibrated | None = None
+    """Of the kind `calibration`, whose own run is the one of a tiny model."""
     losses: tuple[float, ...] = ()
     """Training: as logged."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -126,6 +130,8 @@ class Record:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise SpecError("kind", self.kind, "unknown kind", allowed=KINDS)
+        if (self.kind == "calibration") is not (self.calibration is not None):
+            raise SpecError("calibration", self.kind, "of its own kind alone, and always there")
         if self.outcome not in OUTCOMES:
             raise SpecError("outcome", self.outcome, "unknown outcome", allowed=OUTCOMES)
 
@@ -182,10 +188,10 @@ def from_json(document: Mapping[str, Any]) -> Record:
         raise SpecError("record", given or "", f"not a Record ({error!r})") from None
 
 
-def write_record(folder: Path, record: Record) -> Path:
-    """Writes `<record_id>.json`, whole or not at all."""
+def write_record(folder: Path, record: Record, prefix: str = "") -> Path:
+    """Writes `<prefix><record_id>.json`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{record.record_id}.json"
+    target = folder / f"{prefix}{record.record_id}.json"
     text = json.dumps(to_json(record), indent=1) + "\n"
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=folder, prefix=".", suffix=".tmp", delete=False
@@ -236,11 +242,11 @@ def _document(record: Record) -> dict[str, Any]:
         "step_times_s": list(record.step_times_s),
         "steps": record.steps,
         "notes": list(record.notes),
-        **_added_in_1_1(record),
+        **_added_later(record),
     }
 
 
-def _added_in_1_1(record: Record) -> dict[str, Any]:
+def _added_later(record: Record) -> dict[str, Any]:
     """What a Record of schema 1.0 has not: left out where there is none of it."""
     found: dict[str, Any] = {}
     if record.kind != "measure":

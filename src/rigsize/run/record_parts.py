@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rigsize.errors import SpecError
+from rigsize.run.calibrated import Sample
 
 __all__ = [
     "STATISTICS",
@@ -240,8 +241,12 @@ def part_to_json(part: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [part_to_json(one) if isinstance(one, RankPeaks) else one for one in value]
+        nested = (RankPeaks, Sample)
+        return [part_to_json(one) if isinstance(one, nested) else one for one in value]
     return dict(value) if isinstance(value, Mapping) else value
+
+
+_NESTED = {"ranks": RankPeaks, "samples": Sample}
 
 
 def part_from_json(kind: Any, document: Mapping[str, Any]) -> Any:
@@ -249,8 +254,8 @@ def part_from_json(kind: Any, document: Mapping[str, Any]) -> Any:
     known = {item.name for item in fields(kind)}
     values = {name: value for name, value in document.items() if name in known}
     for name, value in values.items():
-        if name == "ranks":
-            values[name] = tuple(part_from_json(RankPeaks, one) for one in value)
+        if name in _NESTED:
+            values[name] = tuple(part_from_json(_NESTED[name], one) for one in value)
         elif isinstance(value, list):
             values[name] = tuple(value)
     if "unknown" in known:

@@ -18,7 +18,16 @@ from typing import Any
 from rigsize.errors import SpecError, nearest
 from rigsize.run.record import STATISTICS, Record, from_json, to_json
 
-__all__ = ["COLUMNS", "Entry", "Found", "export", "find_record", "flat", "read_folder"]
+__all__ = [
+    "COLUMNS",
+    "Entry",
+    "Found",
+    "export",
+    "find_record",
+    "flat",
+    "read_folder",
+    "records_folder",
+]
 
 _LARGEST_FILE_BYTES = 1024**3
 _FORMATS = (".csv", ".jsonl")
@@ -70,6 +79,12 @@ class Found:
     """The newest first."""
     broken: tuple[tuple[str, str], ...]
     """(file, why it could not be read)."""
+
+
+def records_folder() -> Path:
+    """Where Records go when nobody says so."""
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "rigsize" / "records"
 
 
 def read_folder(folder: Path) -> Found:

@@ -34,4 +34,6 @@ class Calibration:
     collective: Mapping[str, float] = field(default_factory=dict)
     """By collective: measured over predicted seconds between this machine's devices."""
     cpu_adam_s_per_param: float | None = None
-    """torch.optim.AdamW on the host, with all the threads torch takes."""
+    """torch.optim.AdamW on the host, its loop, with all the threads torch takes."""
+    cpu_adam_fused_s_per_param: float | None = None
+    """The same fused, which is vectorised as DeepSpeed's CPUAdam is."""

@@ -116,14 +116,19 @@ class Links:
     @property
     def host_adam(self) -> Span:
         """Seconds a parameter of the host's AdamW, with the whole socket."""
-        known = self.calibration.cpu_adam_s_per_param if self.calibration else None
-        if known is not None:
-            return Span(known, known, known)
         vectorised = (
             self.strategy.optimizer == "adamw-fused" or self.strategy.parallel[:4] == "zero"
         )
+        if (known := self._measured_adam(vectorised)) is not None:
+            return Span(known, known, known)
         chosen = CPU_ADAM_S_PER_PARAM if vectorised else CPU_ADAM_LOOP_S_PER_PARAM
         return chosen.value
+
+    def _measured_adam(self, vectorised: bool) -> float | None:
+        known = self.calibration
+        if known is None:
+            return None
+        return known.cpu_adam_fused_s_per_param if vectorised else known.cpu_adam_s_per_param
 
     def host_step(self, numel: float, *, clipped_bytes: float = 0.0) -> float:
         """The optimizer step over a rank's elements; the ranks of a node share its memory."""

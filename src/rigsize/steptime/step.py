@@ -321,6 +321,8 @@ def _assumptions(
 ) -> tuple[str, ...]:
     lines = [note for spread in pricer.spreads.values() for note in spread.notes]
     lines += list(links.notes)
+    if calibration is not None:
+        lines.append(f"calibrated by Record {calibration.record[:8] or 'given'} of this device")
     if MISALIGNED_PRODUCTS in pricer.spreads and not (calibration and calibration.misaligned):
         lines.append("products with misaligned rows at twice their time, between 1 and 3 times")
     if not (calibration and calibration.launch_s):

@@ -1,0 +1,1 @@
+"""`rigsize calibrate`: the machine at hand, measured in two minutes. Imports torch."""
