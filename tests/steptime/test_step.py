@@ -113,7 +113,7 @@ def test_accumulation_by_hand() -> None:
     answer = step_time(work, replace(PLAIN, accumulation=4), ONE, draws=0)
     launches = round(work.tensors / 3)
     by_hand = sum(
-        launches * memory_bound(A100, round(6 * numel / launches)).seconds
+        launches * memory_bound(A100, round(6 * numel / launches), "optimizer").seconds
         for numel in work.trainable
     )
     assert seconds_of(answer, ADDING) == pytest.approx(3 * by_hand, rel=1e-6)

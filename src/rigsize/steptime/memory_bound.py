@@ -3,6 +3,11 @@
 Written with e(bytes) = e bytes / (bytes + b_half), b_half is the traffic at which half the speed
 is reached. Fitted per card on NeuSight's fp32 tables for elementwise operators, LayerNorm and
 softmax; classes nobody measured take a stated share of elementwise speed.
+
+A card whose products were measured and whose memory-bound operators were not (H100, H200, B200,
+L40S, RTX PRO 6000) takes from its own table how far its L2 cache serves operands, as in `gemm`:
+what the operator before has just written is still there. Fits of their own contain this already,
+and optimizer states and embedding tables were touched a step ago.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from rigsize.errors import UnsupportedCombination
 from rigsize.hardware import Accelerator
 from rigsize.provenance import Basis
 from rigsize.steptime.kernel_time import KernelTime
-from rigsize.steptime.tables import fitted_json
+from rigsize.steptime.tables import fits, fitted_json
 
 __all__ = ["MemoryClass", "Traffic", "memory_bound", "traffic_of"]
 
@@ -51,6 +56,7 @@ _CLASSES: dict[str, tuple[str, float]] = {
     "embedding": ("elementwise", 0.7),
     "embedding-backward": ("elementwise", 0.35),
 }
+_COLD = ("optimizer", "embedding", "embedding-backward")
 _MEASURED_CLASSES = ("elementwise", "softmax", "layernorm")
 
 # The same memory system on a board of another power or form.
@@ -86,8 +92,23 @@ def memory_bound(
         raise UnsupportedCombination("gpus", gpu.id, "no time model for its memory")
     traffic = traffic_of(gpu, kind)
     rate = gpu.memory_bytes_per_s * traffic.share
-    seconds = _START_S + (moved_bytes + traffic.half_bytes) / rate if moved_bytes else _START_S
+    seconds = _START_S
+    if moved_bytes:
+        from_memory = traffic.half_bytes + moved_bytes * _from_memory(gpu, moved_bytes, kind)
+        seconds += from_memory / rate
     return KernelTime(seconds=seconds, sigma=traffic.sigma, basis=traffic.basis)
+
+
+def _from_memory(gpu: Accelerator, moved_bytes: int, kind: MemoryClass) -> float:
+    """The share of the time of a transfer from memory that traffic of this size takes."""
+    own = _SIBLINGS.get(gpu.id, gpu.id) in fitted_json()["memory"]["elementwise"]
+    if own or kind in _COLD:
+        return 1.0
+    fit = fits()["gemm_16bit"].get(gpu.id)
+    if fit is None or not fit.cache_bytes:
+        return 1.0
+    hot = 1 / (1 + (moved_bytes / fit.cache_bytes) ** 2)
+    return 1 - hot + hot / fit.cache_speedup
 
 
 @lru_cache(maxsize=512)

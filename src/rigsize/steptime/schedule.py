@@ -157,7 +157,7 @@ class _MicroSteps:
             if numel and layer in self.ends:
                 row = rows[self.ends[layer]]
                 moved = 3 * self.gradient * numel / shard
-                row.busy_s[ADDING] = self.pricer.moved(ADDING, moved, "elementwise", round(tensors))
+                row.busy_s[ADDING] = self.pricer.moved(ADDING, moved, "optimizer", round(tensors))
                 row.launches += tensors
 
     def _save(self, rows: list[Row]) -> None:

@@ -144,7 +144,7 @@ def _clip_rows(
     if not passes:
         return [Row(waits=True)] if links.mesh.ranks > 1 else []
     calls = _launches(_Way(1.0, 3, False), work.tensors, share)
-    seconds = pricer.moved(CLIPPING, passes * gradient * share, "elementwise", calls)
+    seconds = pricer.moved(CLIPPING, passes * gradient * share, "optimizer", calls)
     # Of shards, the norm goes around as one number.
     norm_s = links.within_copy("all_reduce", _FP32_BYTES) if links.mesh.shard > 1 else 0.0
     return [
