@@ -4,7 +4,9 @@
                                         [--max-minutes N] [--force]
 
 One file a config, `<digest>.profiles` (`rigsize.trace.store.write_pack`); models that share a
-config share it. Resumable: a key that is there is skipped. The list is in order of importance, so
+config share it. A key has two profiles, of its births and deaths and of its work; one trace makes
+both, and of a key that has the first only the second is written. Resumable: a key that has both is
+skipped. The list is in order of importance, so
 an interrupted build is useful. Every profile is traced in a forked process: an architecture that
 aborts the interpreter costs its own profile alone. What cannot be traced is listed at the end.
 """
@@ -29,7 +31,7 @@ from rigsize.spec import Strategy
 from rigsize.spec.quantization import text_of
 from rigsize.trace.child import run_under_hash_seed
 from rigsize.trace.profile import TraceKey
-from rigsize.trace.store import PACKAGED, pack_file, read_pack, write_pack
+from rigsize.trace.store import PACKAGED, WORK, pack_file, read_pack, write_pack
 
 KEY_LIMIT_S = 300.0
 """A key that takes longer is given up; nothing of the bundled models comes near but Mamba."""
@@ -98,6 +100,12 @@ class Job:
 
     model: BundledModel
     keys: tuple[TraceKey, ...]
+    force: bool = False
+    """Profiles of births and deaths that are there are traced again, too."""
+
+
+Answer = dict[str, bytes] | str
+"""Packed profiles by their names in a shipped file, or why there are none."""
 
 
 @dataclass(slots=True)
@@ -221,7 +229,7 @@ def _matches(model: BundledModel, patterns: Sequence[str]) -> bool:
 
 
 def _trace(job: Job, pipe: Connection) -> None:
-    """The child: sends (packed profile or reason, seconds, domains) for each key in turn."""
+    """The child: sends (packed profiles or reason, seconds, domains) for each key in turn."""
     import torch
 
     from rigsize.trace.domains import all_labels
@@ -232,12 +240,16 @@ def _trace(job: Job, pipe: Connection) -> None:
     warnings.filterwarnings("ignore")
     for key in job.keys:
         start = time.monotonic()
-        answer: bytes | str
+        answer: Answer
         num_domains = 0
         try:
             session = Session(job.model.config, key, max_positions(job.model.config))
-            profile = session.profile(all_labels(session.limits))
-            answer, num_domains = pack(profile), len(profile.domains)
+            labels = all_labels(session.limits)
+            there = key.text() in read_pack(pack_file(key.config_digest)) and not job.force
+            answer = {} if there else {key.text(): pack(session.profile(labels))}
+            work = session.work(labels)
+            answer[key.text() + WORK] = pack(work)
+            num_domains = len(work.domains)
         except Exception as error:  # the reason is the result
             answer = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         pipe.send((answer, time.monotonic() - start, num_domains))
@@ -266,7 +278,7 @@ class Worker:
 
     def rest(self) -> Job:
         """The keys after the one that is being traced."""
-        return Job(self.job.model, self.job.keys[self.done + 1 :])
+        return replace(self.job, keys=self.job.keys[self.done + 1 :])
 
     def stop(self) -> None:
         """Ends the process, whatever it does."""
@@ -313,7 +325,7 @@ class Build:
         if worker.done == len(worker.job.keys) or self._late():
             self._retire(worker, queue, "")
 
-    def _keep(self, worker: Worker, answer: bytes | str, seconds: float, num_domains: int) -> None:
+    def _keep(self, worker: Worker, answer: Answer, seconds: float, num_domains: int) -> None:
         key = worker.job.keys[worker.done]
         worker.done, worker.since = worker.done + 1, time.monotonic()
         name = f"{worker.job.model.id} {describe(key)}"
@@ -322,10 +334,11 @@ class Build:
             print(f"{name}: {seconds:.1f} s, FAILED: {answer}", flush=True)
             return
         path = pack_file(key.config_digest)
-        write_pack(path, read_pack(path) | {key.text(): answer})
-        self.totals.built += 1
-        self.totals.num_bytes += len(answer)
-        print(f"{name}: {seconds:.1f} s, {len(answer):,} bytes, {num_domains} domains", flush=True)
+        write_pack(path, read_pack(path) | answer)
+        size = sum(map(len, answer.values()))
+        self.totals.built += len(answer)
+        self.totals.num_bytes += size
+        print(f"{name}: {seconds:.1f} s, {size:,} bytes, {num_domains} domains", flush=True)
 
     def _retire(self, worker: Worker, queue: list[Job], reason: str) -> None:
         if worker not in self.workers:
@@ -357,8 +370,8 @@ def missing(all_jobs: Iterable[Job], patterns: Sequence[str], *, force: bool) ->
     for job in all_jobs:
         there = {} if force else read_pack(pack_file(digest(job.model.config)))
         asked = (k for k in job.keys if not patterns or _described_by(k, patterns))
-        keys = tuple(key for key in asked if key.text() not in there)
-        left += [Job(job.model, keys)] if keys else []
+        keys = tuple(k for k in asked if not {k.text(), k.text() + WORK} <= set(there))
+        left += [Job(job.model, keys, force)] if keys else []
     return left
 
 

@@ -79,16 +79,17 @@ def test_errors_of_torch_become_sentences() -> None:
 
 @pytest.mark.slow
 def test_a_model_is_traced() -> None:
-    data = child.trace_in_child(source(CONFIGS["llama"]), key(use="inference"), POINT)
-    assert unpack(data).body_at(POINT) is not None
+    traces = child.trace_in_child(source(CONFIGS["llama"]), key(use="inference"), POINT)
+    assert unpack(traces.profile).body_at(POINT) is not None
+    assert unpack(traces.work).body_at(POINT) is not None
 
 
 @pytest.mark.slow
 def test_a_loop_over_positions_is_traced_for_the_size_that_is_asked_for() -> None:
-    data = child.trace_in_child(source(CONFIGS["mamba"]), key(use="inference"), POINT)
-    profile = unpack(data)
-    assert profile.body_at(POINT) is not None
-    assert profile.body_at({**POINT, "S": 48}) is None
+    traces = child.trace_in_child(source(CONFIGS["mamba"]), key(use="inference"), POINT)
+    for profile in map(unpack, traces):
+        assert profile.body_at(POINT) is not None
+        assert profile.body_at({**POINT, "S": 48}) is None
 
 
 @pytest.mark.slow

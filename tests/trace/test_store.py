@@ -53,10 +53,11 @@ class Tracer:
 
     def __init__(self, answer: Profile) -> None:
         self.answer, self.calls = answer, 0
+        self.work, self.both = profile(size=16), False
 
-    def __call__(self, *_: Any) -> bytes:
+    def __call__(self, *_: Any, work: bool = False) -> child.Traces:
         self.calls += 1
-        return pack(self.answer)
+        return child.Traces(pack(self.answer), pack(self.work) if work or self.both else b"")
 
 
 @pytest.fixture
@@ -108,6 +109,28 @@ def test_a_truncated_cache_file_is_traced_anew(tracer: Tracer, keep: int) -> Non
     assert tracer.calls == 2
     assert store.find_profile(SOURCE, KEY, POINT) == profile()
     assert tracer.calls == 2
+
+
+def test_work_is_cached_with_what_was_traced_for_it(tracer: Tracer) -> None:
+    assert store.find_work(SOURCE, KEY, POINT) == tracer.work
+    assert store.find_profile(SOURCE, KEY, POINT) == profile()
+    assert store.stored_work(KEY, POINT) == tracer.work
+    assert tracer.calls == 1
+
+
+def test_work_that_comes_along_is_cached_too(tracer: Tracer) -> None:
+    tracer.both = True
+    store.find_profile(SOURCE, KEY, POINT)
+    assert store.find_work(SOURCE, KEY, POINT) == tracer.work
+    assert tracer.calls == 1
+
+
+def test_work_ships_under_a_name_of_its_own(tracer: Tracer) -> None:
+    packed = {KEY.text(): pack(profile()), KEY.text() + store.WORK: pack(tracer.work)}
+    store.write_pack(store.pack_file(KEY.config_digest), packed)
+    assert store.find_work(SOURCE, KEY, POINT) == tracer.work
+    assert store.find_profile(SOURCE, KEY, POINT) == profile()
+    assert tracer.calls == 0
 
 
 def test_what_ships_comes_first(tracer: Tracer) -> None:

@@ -222,7 +222,7 @@ class Lowering:
     # -- attention --------------------------------------------------------------------------
 
     def _attention(self, out: list[Primitive], event: Event, phase: str, group: int) -> None:
-        node = self._node(event)
+        node = node_of(event, self.values, self.half_dtype)
         lowering = self._lower(node, event)
         place = self.categories.of(event, phase, group)
         derived = self.categories.place(
@@ -306,48 +306,9 @@ class Lowering:
         out.extend(Primitive(ALLOC, ref) for ref in refs.values())
         return refs
 
-    def _node(self, event: Event) -> AttentionNode:
-        numbers = [evaluate(n, self.values) for n in event.numbers]
-        batch, heads, queries, width, kv_heads, keys, value_width, *mask = numbers
-        dtype, kind, causal, dropout, gqa, needs_grad = event.label
-        half = dtype != "float32"
-        size = HALF_BYTES if half else 2 * HALF_BYTES
-        elements = mask[0] * mask[1] * mask[2] * mask[3]
-        packed_tokens = mask[4] if len(mask) > 4 else 0
-        return AttentionNode(
-            batch=batch,
-            heads=heads,
-            kv_heads=kv_heads,
-            query_length=queries,
-            key_length=keys,
-            head_dim=width,
-            value_head_dim=value_width,
-            element_bytes=size,
-            dtype=self.half_dtype if half else "float32",  # type: ignore[arg-type]
-            mask=kind,
-            mask_elements=elements,
-            causal=causal,
-            dropout=dropout,
-            needs_grad=needs_grad,
-            enable_gqa=gqa,
-            packed_tokens=packed_tokens,
-        )
-
     def _lower(self, node: AttentionNode, event: Event) -> AttentionLowering:
         environment = self.environment
-        options: Any = {
-            "compute_capability": environment.compute_capability,
-            "torch_version": environment.torch_version,
-            "cudnn_version": environment.cudnn_version,
-            "gfx": environment.gfx,
-        }
-        kernel: Kernel
-        if node.is_packed:
-            kernel, reason = "flash", "flash (texts in one row)"
-        elif environment.force_flash:
-            kernel, reason = "flash", "flash (asked for)"
-        else:
-            kernel, reason = choose_kernel(node, **options), explain_choice(node, **options)
+        kernel, reason = attention_kernel(node, environment)
         self.result.kernels.setdefault(event.module, reason)
         lowering = lower_attention(
             node,
@@ -373,6 +334,50 @@ class Lowering:
         members.sizes.append(size)
         members.places.append(place)
         return ("own", len(members.sizes) - 1)
+
+
+def node_of(event: Event, values: Mapping[str, int], half_dtype: str) -> AttentionNode:
+    """The call of attention that an event tells of, at the size of `values` (`monomials_at`)."""
+    numbers = [evaluate(n, values) for n in event.numbers]
+    batch, heads, queries, width, kv_heads, keys, value_width, *mask = numbers
+    dtype, kind, causal, dropout, gqa, needs_grad = event.label[:6]
+    half = dtype != "float32"
+    size = HALF_BYTES if half else 2 * HALF_BYTES
+    elements = mask[0] * mask[1] * mask[2] * mask[3]
+    packed_tokens = mask[4] if len(mask) > 4 else 0
+    return AttentionNode(
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        query_length=queries,
+        key_length=keys,
+        head_dim=width,
+        value_head_dim=value_width,
+        element_bytes=size,
+        dtype=half_dtype if half else "float32",  # type: ignore[arg-type]
+        mask=kind,
+        mask_elements=elements,
+        causal=causal,
+        dropout=dropout,
+        needs_grad=needs_grad,
+        enable_gqa=gqa,
+        packed_tokens=packed_tokens,
+    )
+
+
+def attention_kernel(node: AttentionNode, environment: Environment) -> tuple[Kernel, str]:
+    """Which kernel the call gets on the device, and why."""
+    if node.is_packed:
+        return "flash", "flash (texts in one row)"
+    if environment.force_flash:
+        return "flash", "flash (asked for)"
+    options: Any = {
+        "compute_capability": environment.compute_capability,
+        "torch_version": environment.torch_version,
+        "cudnn_version": environment.cudnn_version,
+        "gfx": environment.gfx,
+    }
+    return choose_kernel(node, **options), explain_choice(node, **options)
 
 
 def is_state(ref: Ref) -> bool:

@@ -67,24 +67,32 @@ class Tiled:
 
     def segments(self) -> Iterator[Segment]:
         """What runs, in order."""
-        templates = self.lowered.templates
-        traced_layers = self.profile.traced_layers()
-        stack_of = {g: k for k, groups in enumerate(traced_layers) for g in groups}
-        schedule, index = self.body.schedule, 0
-        while index < len(schedule):
-            phase, group, number = schedule[index]
-            if group == 0:
-                yield Segment(phase, 0, templates[number, 0], None)
-                index += 1
-                continue
-            stack = stack_of[group]
-            layers = traced_layers[stack]
-            groups = passage_at(schedule, index, layers)
-            assert groups is not None, "fold has checked the order"
-            numbers = {g: n for _, g, n in schedule[index : index + len(groups)]}
-            full = range(self.firsts[stack], self.lasts[stack] + 1)
-            for layer in full_passage(groups, layers, full):
-                traced = self.layers[layer - 1][2]
-                key = (numbers[traced], traced)
-                yield Segment(phase, layer, templates[key], self.lowered.spans.get(key))
-            index += len(groups)
+        templates, spans = self.lowered.templates, self.lowered.spans
+        for phase, layer, traced, number in tile(self.profile, self.body):
+            key = (number, traced)
+            yield Segment(phase, layer, templates[key], spans.get(key) if layer else None)
+
+
+def tile(profile: Profile, body: Body) -> Iterator[tuple[str, int, int, int]]:
+    """(phase, full layer, traced layer, template) of what runs at full depth, in order."""
+    traced_layers, full_layers = profile.traced_layers(), profile.full_layers()
+    stack_of = {g: k for k, groups in enumerate(traced_layers) for g in groups}
+    full, start = [], 1
+    for stack in profile.representative:
+        full.append(range(start, start + len(stack)))
+        start += len(stack)
+    schedule, index = body.schedule, 0
+    while index < len(schedule):
+        phase, group, number = schedule[index]
+        if group == 0:
+            yield phase, 0, 0, number
+            index += 1
+            continue
+        k = stack_of[group]
+        groups = passage_at(schedule, index, traced_layers[k])
+        assert groups is not None, "fold has checked the order"
+        numbers = {g: n for _, g, n in schedule[index : index + len(groups)]}
+        for layer in full_passage(groups, traced_layers[k], full[k]):
+            traced = full_layers[layer - 1][2]
+            yield phase, layer, traced, numbers[traced]
+        index += len(groups)

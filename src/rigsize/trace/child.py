@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rigsize.errors import SizingError, SpecError, TraceFailed, UnsupportedCombination
 from rigsize.trace.profile import TraceKey
@@ -28,8 +28,21 @@ MEMORY_LIMIT_BYTES = 12 * 2**30
 """Address space of the child: torch and transformers take some 4 GiB of it."""
 
 
-def trace_in_child(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -> bytes:
-    """The packed profile; TraceFailed says why there is none."""
+class Traces(NamedTuple):
+    """What one child has traced, packed."""
+
+    profile: bytes
+    work: bytes = b""
+    """What the step computes; empty where it was not asked for and would take traces of its own."""
+
+
+def trace_in_child(
+    source: ModelSource, key: TraceKey, point: Mapping[str, int], *, work: bool = False
+) -> Traces:
+    """The packed profile, and its `work` where that comes along or is asked for.
+
+    TraceFailed says why there is none.
+    """
     if importlib.util.find_spec("torch") is None or not importlib.util.find_spec("transformers"):
         raise TraceFailed(
             "model",
@@ -41,6 +54,7 @@ def trace_in_child(source: ModelSource, key: TraceKey, point: Mapping[str, int])
         "config": source.config,
         "key": astuple(key),
         "point": dict(point),
+        "work": work,
         "memory_limit_bytes": MEMORY_LIMIT_BYTES,
     }
     with tempfile.TemporaryDirectory(prefix="rigsize-") as folder:
@@ -86,10 +100,10 @@ def run_under_hash_seed() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> bytes:
-    profile, failure = folder / "profile", folder / "error.json"
+def _answer(folder: Path, done: subprocess.CompletedProcess[str], name: str) -> Traces:
+    profile, work, failure = folder / "profile", folder / "work", folder / "error.json"
     if profile.exists():
-        return profile.read_bytes()
+        return Traces(profile.read_bytes(), work.read_bytes() if work.exists() else b"")
     if failure.exists():
         told = json.loads(failure.read_text())
         raise TraceFailed(
@@ -115,7 +129,7 @@ def _limit_memory(limit: int) -> None:
 
 
 def main(folder: Path) -> int:
-    """The child: reads the request, writes `profile` or `error.json`."""
+    """The child: reads the request, writes `profile` (and `work`) or `error.json`."""
     request: dict[str, Any] = json.loads((folder / "request.json").read_text())
     _limit_memory(request["memory_limit_bytes"])
     key = TraceKey(*request["key"])
@@ -124,17 +138,21 @@ def main(folder: Path) -> int:
         for name in ("bitsandbytes", "torchao"):
             sys.modules[name] = None  # type: ignore[assignment]
     try:
-        data = trace(request["config"], key, request["point"])
+        data, work = trace(request["config"], key, request["point"], work=request["work"])
     except Exception as error:  # whatever transformers raises is the answer
         (folder / "error.json").write_text(
             json.dumps(_explain(error) | _culprit(error, request["config"]), default=repr)
         )
         return 1
+    if work:
+        (folder / "work").write_bytes(work)
     (folder / "profile").write_bytes(data)
     return 0
 
 
-def trace(config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int]) -> bytes:
+def trace(
+    config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int], *, work: bool
+) -> Traces:
     """The packed profile of a size's domain, or of that size alone where no domain holds.
 
     Texts grow through all domains of decoding steps, so these are traced together.
@@ -145,10 +163,14 @@ def trace(config: Mapping[str, Any], key: TraceKey, point: Mapping[str, int]) ->
     from rigsize.trace.session import LengthMatters, Session
 
     session = Session(config, key, max_positions(config))
+    labels = session.domains_of(point)
     try:
-        return pack(session.profile(session.domains_of(point)))
+        profile = session.profile(labels)
     except LengthMatters:
-        return pack(session.profile([exact_label(key.point(point))]))
+        labels = [exact_label(key.point(point))]
+        profile = session.profile(labels)
+    computed = session.work(labels) if work else session.work_so_far
+    return Traces(pack(profile), pack(computed) if computed else b"")
 
 
 def _explain(error: Exception) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rigsize.trace.passages import passage_at
 from rigsize.trace.profile import Body, Event, Ref
@@ -18,6 +18,9 @@ from rigsize.trace.recorder import (
     RawTrace,
 )
 from rigsize.trace.sizes import Expression, NotFitted, evaluate, fit, monomials_at
+
+if TYPE_CHECKING:
+    from rigsize.trace.work import WorkNote
 
 
 class NotFolded(Exception):
@@ -60,15 +63,15 @@ def fold(
                 f" {len(first.events)} at {dict(points[0])}"
             )
     names = _Namer(first, stacks, whole=whole)
-    sizes = _Sizes(traces, points)
-    segments = _segments(first.events)
+    sizes = Sizes(points)
+    segments = segments_of(first.events)
     templates: list[tuple[Event, ...]] = []
     seen: dict[tuple[Any, ...], int] = {}
     by_context: dict[tuple[int, str, int], int] = {}
     schedule = []
     passes: dict[tuple[int, str], int] = {}
     for phase, group, indices in segments:
-        template = tuple(_event(first, i, names, sizes) for i in indices)
+        template = tuple(_event(traces, i, names, sizes) for i in indices)
         number = seen.setdefault(template, len(templates))
         if number == len(templates):
             templates.append(template)
@@ -80,7 +83,7 @@ def fold(
                     f"layers of one context differ: {_difference(templates[known], template)}"
                 )
         schedule.append((phase, group, number))
-    _check_order(schedule, stacks)
+    check_order(schedule, stacks)
     return Body(tuple(templates), tuple(names.births), tuple(schedule))
 
 
@@ -100,7 +103,7 @@ def mismatch(
     names = _Namer(trace, stacks, whole=whole)
     if tuple(names.births) != body.births:
         return f"{sum(names.births)} storages against {sum(body.births)}"
-    segments = _segments(trace.events)
+    segments = segments_of(trace.events)
     if [s[:2] for s in segments] != [s[:2] for s in body.schedule]:
         return "the layers run in another order"
     values = monomials_at(point)
@@ -150,7 +153,8 @@ def _difference(left: tuple[Event, ...], right: tuple[Event, ...]) -> str:
     return f"{len(left)} against {len(right)} events"
 
 
-def _segments(events: Sequence[RawEvent]) -> list[tuple[str, int, list[int]]]:
+def segments_of(events: Sequence[RawEvent | WorkNote]) -> list[tuple[str, int, list[int]]]:
+    """(phase, group, indices) of the stretches in which neither changes."""
     segments: list[tuple[str, int, list[int]]] = []
     for index, event in enumerate(events):
         if not segments or segments[-1][:2] != (event.phase, event.group):
@@ -225,7 +229,7 @@ def _passages(deaths: list[tuple[int, RawEvent]]) -> list[list[tuple[int, RawEve
     return passages
 
 
-def _check_order(
+def check_order(
     schedule: Sequence[tuple[str, int, int]], stacks: Sequence[tuple[str, int]]
 ) -> None:
     """Raises NotFolded if the layers run otherwise than in passages up or down."""
@@ -302,15 +306,15 @@ class _Namer:
         return name
 
 
-class _Sizes:
+class Sizes:
     """Fits each distinct vector of samples once."""
 
-    def __init__(self, traces: Sequence[RawTrace], points: Sequence[Mapping[str, int]]) -> None:
-        self.traces = traces
+    def __init__(self, points: Sequence[Mapping[str, int]]) -> None:
         self.points = [monomials_at(point) for point in points]
         self.fitted: dict[tuple[int, ...], Expression] = {}
 
     def of(self, samples: tuple[int, ...], what: str) -> Expression:
+        """The expression that gives one sample a point; NotFolded names `what` has none."""
         if samples not in self.fitted:
             try:
                 self.fitted[samples] = fit(samples, self.points)
@@ -319,10 +323,10 @@ class _Sizes:
         return self.fitted[samples]
 
 
-def _event(trace: RawTrace, index: int, names: _Namer, sizes: _Sizes) -> Event:
-    raw = trace.events[index]
+def _event(traces: Sequence[RawTrace], index: int, names: _Namer, sizes: Sizes) -> Event:
+    raw = traces[0].events[index]
     kind, ref, op, module, _, _, label, outputs = _named(raw, names)
-    peers = [t.events[index] for t in sizes.traces]
+    peers = [t.events[index] for t in traces]
     size: Expression = ()
     if raw.kind == ALLOC:
         size = sizes.of(tuple(p.num_bytes for p in peers), f"{raw.op} in {raw.module}")

@@ -25,6 +25,8 @@ from rigsize.trace.domains import Varied, exact_label, label
 from rigsize.trace.sizes import Expression
 
 SCHEMA_VERSION = 2
+DISPATCHES, KERNEL = "dispatches", "kernel"
+"""Kinds of event in a profile of work (`trace.fold_work`)."""
 
 Ref = tuple[Any, ...]
 

@@ -24,6 +24,7 @@ from rigsize.trace import values as token_values
 from rigsize.trace.masks import KnownOnes, answered
 from rigsize.trace.ownership import counts_of_sole_owner, engine_may_add_into
 from rigsize.trace.taken_apart import kernels_of
+from rigsize.trace.work import WorkLog, WorkNote
 
 ALLOC, FREE, KERNEL, ATTENTION, ATTENTION_BACKWARD, GRADIENT, CARRY = range(7)
 KIND_NAMES = ("alloc", "free", "kernel", "attention", "attention_backward", "gradient", "carry")
@@ -66,6 +67,8 @@ class RawTrace:
     persistent_groups: dict[int, int] = field(default_factory=dict)
     """The layer of each of them that a pass before left in it."""
     persistent_bytes: dict[int, int] = field(default_factory=dict)
+    work: list[WorkNote] = field(default_factory=list)
+    """The dispatches and kernels of the same step, in order."""
 
 
 class Layers:
@@ -130,7 +133,8 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._saves_on_host = saves_on_host and device != "cpu"
         self.checked_value = checked_value
-        self.trace = RawTrace()
+        self.work = WorkLog(layers, device)
+        self.trace = RawTrace(work=self.work.notes)
         self.names = names
         self.layers = layers
         self.device = device
@@ -302,18 +306,23 @@ class Recorder(TorchDispatchMode):
             self._record(func, args, kwargs or {}, (out,))
         elif isinstance(out, (tuple, list)):
             self._record(func, args, kwargs or {}, tuple(out))
+        else:
+            self.work.dispatched(func, args, (), self.phase, in_place=False)
         return out
 
     def _record(self, func: Any, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> None:
         name = func.name()
         if name in ATTENTIONS:
             figures = ATTENTIONS[name](args)
-            self._append(ATTENTION, self._birth(outputs[0], name), name, **figures)
+            event = self._append(ATTENTION, self._birth(outputs[0], name), name, **figures)
+            self.work.attended(event.storage, figures, self.phase)
             return
         if name == "rigsize::attention_backward":
             births = tuple(self._birth(tensor, name) for tensor in outputs)
             out = self.storage_of(args[5])
-            self._append(ATTENTION_BACKWARD, self._copy_of.get(out, out), name, outputs=births)
+            out = self._copy_of.get(out, out)
+            self._append(ATTENTION_BACKWARD, out, name, outputs=births)
+            self.work.attended_back(out, self.phase)
             return
         for tensor in outputs:
             if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device:
@@ -323,6 +332,8 @@ class Recorder(TorchDispatchMode):
         scratch = KERNELS.get(name)
         if scratch is not None and (found := scratch(args, kwargs)) is not None:
             self._kernel(name, *found)
+        fills = name.partition(".")[0] in WRITTEN_IN_PLACE and self._written_into(args[0])
+        self.work.dispatched(func, args, outputs, self.phase, in_place=fills)
 
     def _birth(self, tensor: torch.Tensor, _op: str) -> int:
         """The id of an attention output; -1 for the empty stand-in of a gradient not asked for."""

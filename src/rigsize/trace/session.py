@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from rigsize.trace.capture import Traced, named_parameters, resident_buffers
 from rigsize.trace.depth import Depth, reduce_depth
 from rigsize.trace.domains import decode_labels, label, sample_points, thresholds
 from rigsize.trace.fold import LengthDependent, NotFolded, fold, mismatch
+from rigsize.trace.fold_work import fold_work, work_mismatch
 from rigsize.trace.model import BuildOptions, load_config, make_batch, named_tensors
 from rigsize.trace.profile import Body, Profile, Tensor, TraceKey
 from rigsize.trace.quantized import named_statistics, packed, shape_of
@@ -69,6 +70,8 @@ class Session:
         self.full = load_config(values, self.options).to_dict()
         self.limits = thresholds(self.full, max_positions, cached=bool(key.cache))
         self._traced: tuple[Depth, Traced] | None = None
+        self._work: Profile | str = "nothing was traced yet"
+        """Of the domains of the last profile, or why there is none."""
         self._period = recompute_period(key.recompute) or 1
         adapter = self.options.adapter
         self._radius = FIRST_RADIUS.get(adapter.method, 1) if adapter else 1
@@ -89,6 +92,24 @@ class Session:
 
     def profile(self, labels: Iterable[str]) -> Profile:
         """The profile with every domain of `labels`; TraceFailed when none can be had."""
+        return self._until_folded(labels, with_memory=True)
+
+    def work(self, labels: Iterable[str]) -> Profile:
+        """What a step computes in the same domains, as `trace.fold_work` tells it.
+
+        Nothing is traced again where `profile` has just been asked for the same.
+        """
+        labels = list(labels)
+        if isinstance(self._work, Profile) and set(labels) == set(self._work.domains):
+            return self._work
+        return self._until_folded(labels, with_memory=False)
+
+    @property
+    def work_so_far(self) -> Profile | None:
+        """The work of the last profile's domains, where the same traces told it."""
+        return self._work if isinstance(self._work, Profile) else None
+
+    def _until_folded(self, labels: Iterable[str], *, with_memory: bool) -> Profile:
         wanted = [(name, points) for name in labels if (points := self._points(name))]
         if not wanted:
             raise TraceFailed("model", self.values.get("model_type"), "no size can be traced")
@@ -97,7 +118,9 @@ class Session:
         wanted.sort(key=lambda item: ".sx." not in item[0])
         while True:
             try:
-                return self._profile(wanted)
+                if with_memory:
+                    return self._profile(wanted)
+                return self._work_alone(wanted)
             except LengthDependent as error:
                 raise LengthMatters(
                     "model",
@@ -109,14 +132,25 @@ class Session:
                 self._widen(error)
 
     def _profile(self, wanted: list[tuple[str, list[dict[str, int]]]]) -> Profile:
-        bodies: list[Body] = []
-        domains: dict[str, int] = {}
+        bodies, work = _Bodies(), _Bodies()
+        failure = ""
         for name, points in wanted:
-            body = self._body(points, bodies)
-            if body not in bodies:
-                bodies.append(body)
-            domains[name] = bodies.index(body)
-        return replace(self.outline(wanted[0][1]), bodies=tuple(bodies), domains=domains)
+            traces: list[RawTrace] = []
+            bodies.add(name, self._body(points, bodies.known, traces))
+            try:
+                if not failure:
+                    work.add(name, self._work_body(points, work.known, traces))
+            except NotFolded as error:  # memory is answered all the same
+                failure = str(error)
+        outline = self.outline(wanted[0][1])
+        self._work = failure or work.of(outline)
+        return bodies.of(outline)
+
+    def _work_alone(self, wanted: list[tuple[str, list[dict[str, int]]]]) -> Profile:
+        work = _Bodies()
+        for name, points in wanted:
+            work.add(name, self._work_body(points, work.known, []))
+        return work.of(self.outline(wanted[0][1]))
 
     def outline(self, points: list[dict[str, int]]) -> Profile:
         """The profile without its events: parameters, buffers, the inputs of batches, layers."""
@@ -190,12 +224,15 @@ class Session:
         """(path, traced depth) of the module lists that are tiled; none if none can be."""
         return [(path, len(layers)) for path, layers in self._model()[1].stacks]
 
-    def _body(self, points: list[dict[str, int]], known: list[Body]) -> Body:
-        """A body that is known and proved here by PROOFS fresh traces, else a new one."""
+    def _body(
+        self, points: list[dict[str, int]], known: list[Body], traces: list[RawTrace]
+    ) -> Body:
+        """A body that is known and proved here by PROOFS fresh traces, else a new one.
+
+        `traces` gets what is traced for it, at the first of the points.
+        """
         depth, stacks = self._model()[0], self._stacks()
-        if depth.reduced and not stacks:
-            raise NotFolded("the layers are in no list that the config's depth describes")
-        traces: list[RawTrace] = []
+        self._check_stacks()
         whole = not depth.reduced
         for point in points[:PROOFS]:
             if not known:
@@ -205,8 +242,28 @@ class Session:
         if known:
             return known[0]
         traces += [self.record(point) for point in points[len(traces) :]]
-        contexts = [0, *depth.contexts] if stacks else [0]
-        return fold(traces, points, stacks, contexts, whole=whole)
+        return fold(traces, points, stacks, self._contexts(), whole=whole)
+
+    def _work_body(
+        self, points: list[dict[str, int]], known: list[Body], traces: list[RawTrace]
+    ) -> Body:
+        """The same of what the step computes; `traces` holds what was traced here already."""
+        self._check_stacks()
+        if known and not traces:
+            traces += [self.record(point) for point in points[:PROOFS]]
+        for trace, point in zip(traces, points, strict=False):
+            known = [body for body in known if not work_mismatch(body, trace, point)]
+        if known:
+            return known[0]
+        traces += [self.record(point) for point in points[len(traces) :]]
+        return fold_work(traces, points, self._stacks(), self._contexts())
+
+    def _check_stacks(self) -> None:
+        if self._model()[0].reduced and not self._stacks():
+            raise NotFolded("the layers are in no list that the config's depth describes")
+
+    def _contexts(self) -> list[int]:
+        return [0, *self._model()[0].contexts] if self._stacks() else [0]
 
     def _widen(self, error: NotFolded) -> None:
         """A wider context, then the full depth; TraceFailed when that is refused too."""
@@ -249,6 +306,22 @@ class Session:
             size = fit([b[name].numel() * b[name].itemsize for b in batches], values)
             inputs.append(Tensor(f"input:{name}", size, (), batches[0][name].itemsize, 0))
         return inputs
+
+
+@dataclass(slots=True)
+class _Bodies:
+    """Bodies, each once, and the domains they were proved in."""
+
+    known: list[Body] = field(default_factory=list)
+    domains: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, body: Body) -> None:
+        if body not in self.known:
+            self.known.append(body)
+        self.domains[name] = self.known.index(body)
+
+    def of(self, outline: Profile) -> Profile:
+        return replace(outline, bodies=tuple(self.known), domains=self.domains)
 
 
 def _described(traced: Traced, depth: Depth) -> list[str]:

@@ -4,7 +4,9 @@ Tracing runs in a child process with limits on time and memory (`trace.child`): 
 in transformers aborts the interpreter, and an abort must be an answer, not a crash.
 
 What ships is one file a config, `<digest>.profiles`: a line of JSON, {key: [offset, length]} with
-offsets from the end of that line, then the packed profiles one after another.
+offsets from the end of that line, then the packed profiles one after another. What a step computes
+(`trace.fold_work`) is a profile of its own beside that of births and deaths, under `KEY-work`: who
+asks for memory alone reads nothing of it. One trace makes both.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 PACKAGED = Path(__file__).parent / "profiles"
 
 
+WORK = "-work"
+"""Ends the name of a profile of work."""
+
+
 def find_profile(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -> Profile:
     """A profile of `key` proved for a size: shipped, cached, else traced and cached."""
     stored = stored_profile(key, point)
@@ -36,24 +42,56 @@ def find_profile(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -
         return stored
     from rigsize.trace.child import trace_in_child
 
-    data = trace_in_child(source, key, point)
-    profile = unpack(data)
-    _write(cache_folder() / file_name(key, next(iter(profile.domains))), data)
-    return profile
+    traces = trace_in_child(source, key, point)
+    if traces.work:
+        _keep(key, traces.work, WORK)
+    return _keep(key, traces.profile)
+
+
+def find_work(source: ModelSource, key: TraceKey, point: Mapping[str, int]) -> Profile:
+    """What a step of `key` computes at a size: shipped, cached, else traced and cached.
+
+    TraceFailed says why there is none.
+    """
+    stored = stored_work(key, point)
+    if stored is not None:
+        return stored
+    from rigsize.trace.child import trace_in_child
+
+    traces = trace_in_child(source, key, point, work=True)
+    _keep(key, traces.profile)
+    assert traces.work, "asked for, it is there or refused"
+    return _keep(key, traces.work, WORK)
 
 
 def stored_profile(key: TraceKey, point: Mapping[str, int]) -> Profile | None:
     """The shipped or cached profile of `key` proved for a size; None where a trace is needed."""
-    profile = read_packaged(key)
+    return _stored(key, point, "")
+
+
+def stored_work(key: TraceKey, point: Mapping[str, int]) -> Profile | None:
+    """The same of what a step computes."""
+    return _stored(key, point, WORK)
+
+
+def _stored(key: TraceKey, point: Mapping[str, int], what: str) -> Profile | None:
+    profile = read_packaged(key, what)
     if profile is not None and profile.body_at(point) is not None:
         return profile
     # Only now: asking for the installed versions costs more than reading a shipped profile.
     folder = cache_folder()
     for domain in possible_labels(key.point(point)):
-        cached = read_profile(folder / file_name(key, domain))
+        cached = read_profile(folder / file_name(key, domain, what))
         if cached is not None and cached.body_at(point) is not None:
             return cached
     return None
+
+
+def _keep(key: TraceKey, data: bytes, what: str = "") -> Profile:
+    """The profile that was traced, cached for the next time."""
+    profile = unpack(data)
+    _write(cache_folder() / file_name(key, next(iter(profile.domains)), what), data)
+    return profile
 
 
 def pack_file(config_digest: str) -> Path:
@@ -61,12 +99,12 @@ def pack_file(config_digest: str) -> Path:
     return PACKAGED / f"{config_digest}.profiles"
 
 
-def read_packaged(key: TraceKey) -> Profile | None:
-    """The shipped profile of a key; None if there is none."""
+def read_packaged(key: TraceKey, what: str = "") -> Profile | None:
+    """The shipped profile of a key, or of its WORK; None if there is none."""
     try:
         with pack_file(key.config_digest).open("rb") as file:
             index = json.loads(file.readline())
-            offset, length = index[key.text()]
+            offset, length = index[key.text() + what]
             file.seek(offset, os.SEEK_CUR)
             return unpack(file.read(length))
     except (OSError, KeyError, ValueError, zlib.error):
@@ -94,13 +132,13 @@ def write_pack(path: Path, profiles: Mapping[str, bytes]) -> None:
     partial.replace(path)
 
 
-def file_name(key: TraceKey, domain: str) -> str:
+def file_name(key: TraceKey, domain: str, what: str = "") -> str:
     """One cached file a key and domain: a child traces the domain that was asked for.
 
     The folder says which torch and transformers; this, which libraries this key's trace uses.
     """
     used = [f"{package}-{_minor(package)}" for package in _libraries(key)]
-    return "-".join((key.text(), domain, *used)) + ".profile"
+    return "-".join((key.text() + what, domain, *used)) + ".profile"
 
 
 def _libraries(key: TraceKey) -> Iterator[str]:
@@ -148,13 +186,17 @@ def _write(path: Path, data: bytes) -> None:
 
 __all__ = [
     "PACKAGED",
+    "WORK",
     "TraceFailed",
     "cache_folder",
     "file_name",
     "find_profile",
+    "find_work",
     "pack_file",
     "read_pack",
     "read_packaged",
     "read_profile",
+    "stored_profile",
+    "stored_work",
     "write_pack",
 ]

@@ -1,0 +1,172 @@
+"""The work of a step, from the same trace as its memory: kernels at one size, at full depth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+
+from rigsize.errors import TraceFailed
+from rigsize.hardware.accelerators import Accelerator
+from rigsize.keys import key_for
+from rigsize.models import ModelSource
+from rigsize.program.attention_work import attention_kernels
+from rigsize.program.environment import Environment, environment_of
+from rigsize.program.lower import attention_kernel, node_of
+from rigsize.program.tiling import tile
+from rigsize.program.work import Kernel, Work, WorkSegment
+from rigsize.spec import Strategy, Workload
+from rigsize.trace.profile import DISPATCHES, KERNEL, Event, Profile, TraceKey
+from rigsize.trace.sizes import evaluate, monomials_at
+from rigsize.trace.store import find_work
+
+__all__ = ["build_work", "decode_work_for", "work_for"]
+
+_GROUPED = {"m": 1, "n": 2, "k": 3}
+"""Which size of a product is that of all groups together."""
+
+
+def work_for(
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    accelerator: Accelerator,
+    point: Mapping[str, int],
+) -> Work:
+    """One micro-step of training or one pass of inference over a batch of sizes {B, S, ...}.
+
+    Of generation the pass over the prompt. Stored, else traced now (some seconds) and cached;
+    TraceFailed says why it cannot be.
+    """
+    key = key_for(source, workload, strategy, accelerator)
+    return _built(source, key, strategy, accelerator, point)
+
+
+def decode_work_for(
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    accelerator: Accelerator,
+    point: Mapping[str, int],
+) -> Work:
+    """One step that decodes a token for each of B texts, attending to C keys."""
+    key = replace(key_for(source, workload, strategy, accelerator), cache="decode")
+    return _built(source, key, strategy, accelerator, point)
+
+
+def _built(
+    source: ModelSource,
+    key: TraceKey,
+    strategy: Strategy,
+    accelerator: Accelerator,
+    point: Mapping[str, int],
+) -> Work:
+    profile = _LAST.found(source, key, point)
+    environment = environment_of(accelerator, strategy)
+    return build_work(profile, point, environment, half_dtype=strategy.policy.half_dtype)
+
+
+class _Last:
+    """The profiles that were read last: a planner asks for many sizes of few keys."""
+
+    LIMIT = 16
+
+    def __init__(self) -> None:
+        self._known: dict[TraceKey, Profile] = {}
+
+    def found(self, source: ModelSource, key: TraceKey, point: Mapping[str, int]) -> Profile:
+        """The profile of work that is proved for a size."""
+        known = self._known.get(key)
+        if known is None or known.body_at(point) is None:
+            if len(self._known) >= self.LIMIT:
+                del self._known[next(iter(self._known))]
+            known = self._known[key] = find_work(source, key, point)
+        return known
+
+
+_LAST = _Last()
+
+
+def build_work(
+    profile: Profile,
+    point: Mapping[str, int],
+    environment: Environment,
+    *,
+    half_dtype: str = "bfloat16",
+) -> Work:
+    """The work of a profile of work at one size; TraceFailed outside its proved domains."""
+    body = profile.body_at(point)
+    if body is None:
+        raise TraceFailed("size", dict(point), "the profile was not proved for this size")
+    lowering = _Lowering(profile.key.point(point), environment, half_dtype)
+    lowered = [lowering.template(events) for events in body.templates]
+    segments = tuple(
+        WorkSegment(phase.removeprefix("after_"), layer, *lowered[number])
+        for phase, layer, _, number in tile(profile, body)
+    )
+    weights = _weights(profile)
+    return Work(
+        segments=segments,
+        parameters=weights[0],
+        trainable=weights[1],
+        tensors=sum(t.trainable for _, t, _ in profile.full_tensors()),
+        weight_bytes=weights[2],
+        training=profile.key.use == "training",
+        point=dict(point),
+    )
+
+
+class _Lowering:
+    """Templates of events to kernels of one size on one device."""
+
+    def __init__(self, point: Mapping[str, int], environment: Environment, half: str) -> None:
+        self.values, self.environment, self.half = monomials_at(point), environment, half
+
+    def template(self, events: tuple[Event, ...]) -> tuple[tuple[Kernel, ...], int]:
+        """(kernels, dispatches) of one segment, equal kernels counted."""
+        dispatches = 0
+        launches: Counter[Kernel] = Counter()
+        for event in events:
+            times = event.label[-1]
+            if event.kind == DISPATCHES:
+                dispatches += times
+                continue
+            for kernel in self._kernels(event):
+                launches[kernel] += times * kernel.launches
+        return tuple(k._replace(launches=n) for k, n in launches.items()), dispatches
+
+    def _kernels(self, event: Event) -> tuple[Kernel, ...]:
+        if event.kind != KERNEL:
+            node = node_of(event, self.values, self.half)
+            chosen, _ = attention_kernel(node, self.environment)
+            backward = event.kind == "attention_backward"
+            return attention_kernels(node, fused=chosen != "math", backward=backward)
+        kind, dtype, detail, _ = event.label
+        sizes = tuple(evaluate(n, self.values) for n in event.numbers)
+        dtype = self.half if dtype == "bfloat16" else dtype
+        layout, _, grouped = detail.partition(":")
+        if grouped:
+            sizes = _shared(sizes, _GROUPED[grouped])
+        return (Kernel(kind, dtype, sizes, layout, event.op),)
+
+
+def _shared(sizes: tuple[int, ...], index: int) -> tuple[int, ...]:
+    """A size of all groups together, shared out evenly and rounded up."""
+    each = -(-sizes[index] // sizes[0])
+    return (*sizes[:index], each, *sizes[index + 1 :])
+
+
+def _weights(profile: Profile) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Elements, trainable elements and bytes by layer, 0 first; a scale's bytes with its weight."""
+    layers = len(profile.full_layers()) + 1
+    elements, trainable, num_bytes = ([0] * layers for _ in range(3))
+    for name, tensor, layer in profile.full_tensors():
+        if name.startswith(("buffer:", "input:")):
+            continue
+        num_bytes[layer] += evaluate(tensor.size, {"1": 1})
+        if not name.startswith("scale:"):
+            count = prod(tensor.shape)
+            elements[layer] += count
+            trainable[layer] += count if tensor.trainable else 0
+    return tuple(elements), tuple(trainable), tuple(num_bytes)
