@@ -94,7 +94,7 @@ def test_what_estimate_does_not_answer_is_said_and_no_failure(
         ({"loss": "masked"}, "only masked-lm and causal-lm"),
         ({"ranks": "2"}, "parallel single is one rank"),
         ({"recipe": "leaner"}, "did you mean lean"),
-        ({"max_length": "4000"}, "beyond the positions"),
+        ({"max_length": "4000"}, "has positions for"),
         ({"init": "pretrained"}, "config.json without weights"),
         ({"eval_data": "{folder}/wrong.jsonl"}, "wrong.jsonl: unknown in row 1"),
     ],

@@ -5,11 +5,11 @@ One line of calls: profile (stored, cached or traced) -> Program -> replay -> Es
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rigsize.errors import SpecError, UnsupportedCombination
+from rigsize.errors import UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.keys import key_for
 from rigsize.memory.compiled import as_assumed, least_bytes
@@ -18,7 +18,7 @@ from rigsize.memory.ledger import LedgerRow
 from rigsize.memory.outside import communication, outside
 from rigsize.memory.peaks import Peak, peaks_of
 from rigsize.memory.replay import Replay, replay, replay_exact
-from rigsize.models import ModelSource, check_task, max_positions
+from rigsize.models import ModelSource, check_lengths, check_task
 from rigsize.point import assumed_sizes, point_of
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import TORCH_VERSION, environment_of
@@ -32,7 +32,6 @@ from rigsize.spec.quantization import (
     assumptions_of,
     check_checkpoint,
 )
-from rigsize.spec.strategy import PROMPT_METHODS
 from rigsize.spec.zero import ZEROS
 from rigsize.trace.profile import Profile
 from rigsize.trace.store import find_profile
@@ -337,17 +336,7 @@ def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) 
     check_task(source.config, workload.task)
     check_together(workload, strategy)
     check_checkpoint(source.config, strategy)
-    longest = max_positions(source.config)
-    before = strategy.virtual_tokens if strategy.method in PROMPT_METHODS else 0
-    for field, length in _lengths(workload):
-        if longest is not None and length + before > longest:
-            raise SpecError(
-                field,
-                length,
-                f"{source.name} has positions for {longest:,} tokens"
-                + (f", {before:,} of them virtual here" if before else ""),
-                allowed=(f"1 to {longest - before:,}",),
-            )
+    check_lengths(source, workload, strategy)
     if workload.max_target_length and workload.task != "seq2seq-lm":
         raise UnsupportedCombination(
             "max-target-length",
@@ -368,18 +357,6 @@ def _check_targets(strategy: Strategy) -> None:
                 "a block of its own is not answered: all of a kind are adapted alike",
                 hint="leave out the number",
             )
-
-
-def _lengths(workload: Workload) -> Iterator[tuple[str, int]]:
-    """(flag, positions it takes)."""
-    if not workload.generates:
-        yield "max-length", workload.max_length
-        yield "max-target-length", workload.max_target_length or 0
-        return
-    prompt, new = workload.prompt_tokens, workload.new_tokens
-    encodes = workload.task == "seq2seq-lm"
-    yield "prompt-length", prompt
-    yield "max-new-tokens", new if encodes else prompt + new
 
 
 def _refuse_later(strategy: Strategy) -> None:

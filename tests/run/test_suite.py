@@ -96,7 +96,7 @@ def test_each_job_is_a_line_in_order(suite: Path) -> None:
     records = [from_json(line["record"]) for line in lines[:2]]
     assert [record.workload["use"] for record in records] == ["fine-tuning", "inference"]
     assert records[0].command == "the command"
-    assert "beyond the positions" in lines[2]["record_unknown_reason"]
+    assert "has positions for" in lines[2]["record_unknown_reason"]
     assert lines[0]["prediction"] is None
     assert lines[0]["prediction_unknown_reason"] == "not asked for"
 

@@ -157,7 +157,7 @@ def test_adapters_train_a_fraction(folder: Path, method: str) -> None:
     ("given", "words"),
     [
         ({"use": "inference"}, "nothing is trained"),
-        ({"max_length": 400}, "beyond the positions"),
+        ({"max_length": 400}, "has positions for"),
         ({"init": "pretrained"}, "config.json without weights"),
         (
             {

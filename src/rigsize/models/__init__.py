@@ -1,5 +1,6 @@
 """Where a model comes from, and what its config says before anything is imported or built."""
 
+from rigsize.models.lengths import check_lengths
 from rigsize.models.positions import (
     TASKS,
     architecture_of,
@@ -20,6 +21,7 @@ __all__ = [
     "architecture_of",
     "bundled_models",
     "check_config",
+    "check_lengths",
     "check_task",
     "default_task",
     "digest",

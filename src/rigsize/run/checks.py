@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from rigsize.errors import SpecError, UnsupportedCombination
-from rigsize.models.positions import check_task, max_positions
+from rigsize.models.lengths import check_lengths
+from rigsize.models.positions import check_task
 from rigsize.models.source import ModelSource
 from rigsize.run.job import MeasureOptions
 from rigsize.run.specs import LEAST_STEPS, MOST_STEPS
@@ -34,7 +35,7 @@ def check_job(
     integer("steps", steps, LEAST_STEPS, MOST_STEPS)
     integer("seed", seed, 0, 2**63 - 1)
     check_task(source.config, workload.task)
-    _check_length(source, workload)
+    check_lengths(source, workload, strategy)
     check_together(workload, strategy)
     if device == "cpu":
         check_cpu(strategy, training=workload.training)
@@ -63,20 +64,6 @@ def check_runs(workload: Workload, strategy: Strategy) -> None:
     if workload.generates and strategy.parallel != "single":
         raise UnsupportedCombination(
             "parallel", strategy.parallel, "tokens are written on one device", nearest="single"
-        )
-
-
-def _check_length(source: ModelSource, workload: Workload) -> None:
-    longest = max_positions(source.config)
-    length = workload.max_length
-    if workload.generates and workload.task == "causal-lm":
-        length = workload.prompt_tokens + workload.new_tokens
-    if longest is not None and length > longest:
-        raise SpecError(
-            "max-new-tokens" if workload.generates else "max-length",
-            length,
-            f"beyond the positions of {source.name}",
-            allowed=(f"up to {longest:,}",),
         )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from rigsize.errors import SpecError, UnsupportedCombination
-from rigsize.models import check_task, max_positions
+from rigsize.models import check_lengths, check_task
 from rigsize.models.packable import can_share_row
 from rigsize.run.job import recipe_of
 from rigsize.run.optimizers import make_torch_optimizer
@@ -84,14 +84,7 @@ def check_job(job: TrainJob) -> None:
         raise SpecError("use", workload.use, "nothing is trained", allowed=("fine-tuning",))
     check_together(workload, strategy)
     check_task(job.source.config, workload.task)
-    longest = max_positions(job.source.config)
-    if longest is not None and workload.max_length > longest:
-        raise SpecError(
-            "max-length",
-            workload.max_length,
-            f"beyond the positions of {job.source.name}",
-            allowed=(f"up to {longest:,}",),
-        )
+    check_lengths(job.source, workload, strategy)
     if workload.padding == "unpadded" and not can_share_row(job.source.config):
         raise UnsupportedCombination(
             "padding",
