@@ -226,6 +226,22 @@ def test_more_shards_than_elements_are_refused(parallel: str) -> None:
         assert on(elements).memory.allocated_peak_bytes > 0
 
 
+@pytest.mark.parametrize(
+    ("logits_mib", "verdict"), [(1, "fits"), (20, "fits"), (60, "tight"), (4000, "tight")]
+)
+def test_evaluation_that_has_no_room_beside_the_steps_is_said(
+    logits_mib: int, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 64 MiB less 4 of context at most; the steps reserve 22 of them and hold less than one between.
+    logits = "rigsize.program.beside_steps.logits_bytes"
+    monkeypatch.setattr(logits, lambda _: logits_mib * MIB)
+    answer = tiny_estimate(card(64 * MIB))
+    assert answer.fit.verdict == verdict
+    said = [note for note in answer.notes if "evaluation beside them may not" in note]
+    assert len(said) == (verdict == "tight")
+    assert answer.memory.reserved_peak_bytes == RESERVED  # of the steps, as before
+
+
 def test_assumptions_name_context_versions_and_capacity() -> None:
     context, versions, capacity, host = tiny_estimate().assumptions
     assert context == "CUDA context 0.00 GiB (0.00 to 0.00), assumed: by hand"

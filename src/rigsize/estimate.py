@@ -16,7 +16,7 @@ from rigsize.memory.compiled import as_assumed, least_bytes
 from rigsize.memory.host import HostEstimate, host_memory, run_of
 from rigsize.memory.ledger import LedgerRow
 from rigsize.memory.outside import communication, outside
-from rigsize.memory.peaks import Peak, peaks_of
+from rigsize.memory.peaks import BOUNDS, Peak, allocated_beside, peaks_of
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_lengths, check_task
 from rigsize.point import assumed_sizes, point_of
@@ -35,6 +35,7 @@ from rigsize.spec.quantization import (
 from rigsize.spec.zero import ZEROS
 from rigsize.trace.profile import Profile
 from rigsize.trace.store import find_profile
+from rigsize.units import format_bytes
 
 Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
 
@@ -164,6 +165,7 @@ def estimate(
     memory = _memory(program, played, accelerator)
     if strategy.compile:
         memory, verdict = _compiled(memory, verdict, program, accelerator)
+    verdict, beside_steps = _beside_steps(program, played, verdict, accelerator)
     on_cpu = played if accelerator.is_cpu else None
     host = host_of(source, profile, point, workload, strategy, whole, on_cpu)
     assumed = () if sizes else assumed_sizes(workload, strategy)
@@ -190,7 +192,8 @@ def estimate(
             *notes(workload, strategy, accelerator),
             *adapted(source, strategy),
             *recomputed(strategy, len(profile.full_layers())),
-            *kept_logits(program, workload, strategy),
+            *beside_steps,
+            *kept_logits(program, workload, strategy, _free_at_rest(program, played, accelerator)),
             *host.notes,
         ),
         program=program,
@@ -224,6 +227,40 @@ def host_of(
             tensors_bytes=None if on_cpu is None else on_cpu.allocated_peak_bytes,
         )
     )
+
+
+def _beside_steps(
+    program: Program, played: Replay, verdict: Verdict, accelerator: Accelerator
+) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict with evaluation and export, and what to say where one has no room.
+
+    They are replayed only where their own sum is above the steps' peak, which is rare: a step's
+    forward pass keeps as much, and its backward pass adds gradients.
+    """
+    capacity, room = accelerator.capacity_bytes, played.capacity_bytes
+    if verdict not in ("fits", "tight") or capacity is None or room is None:
+        return verdict, ()
+    above = allocated_beside(program, played)
+    above = {n: size for n, size in above.items() if size > played.allocated_peak_bytes}
+    if not above:
+        return verdict, ()
+    high = outside(program.mesh, accelerator).high
+    moments = replay(program, capacity_bytes=room, beside_steps=True).moments
+    missing = [n for n in above if n not in moments or moments[n][1] + high > capacity]
+    said = tuple(
+        f"the steps fit, {name} beside them may not: it allocates"
+        f" {'at most ' if name in BOUNDS else ''}{format_bytes(above[name])}"
+        for name in missing
+    )
+    return ("tight" if missing else verdict), said
+
+
+def _free_at_rest(program: Program, played: Replay, accelerator: Accelerator) -> int | None:
+    """Of the card between steps, where its capacity is known and the steps fit."""
+    capacity = accelerator.capacity_bytes
+    if capacity is None or accelerator.is_cpu:
+        return None
+    return capacity - outside(program.mesh, accelerator).mid - played.at_rest_bytes
 
 
 def peaks(answer: Estimate) -> tuple[Peak, ...]:

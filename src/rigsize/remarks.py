@@ -87,9 +87,12 @@ def _wheels(accelerator: Accelerator) -> Iterator[str]:
     )
 
 
-def kept_logits(program: Program, workload: Workload, strategy: Strategy) -> Iterator[str]:
+def kept_logits(
+    program: Program, workload: Workload, strategy: Strategy, free_bytes: int | None = None
+) -> Iterator[str]:
     """What transformers' own loop does at evaluation, where it is much.
 
+    `free_bytes` of the card are not taken between steps.
     Source: `evaluation_loop` in transformers/trainer.py (5.23), `all_preds`.
     """
     whole = strategy.loss == "all" and workload.padding != "unpadded"
@@ -97,10 +100,12 @@ def kept_logits(program: Program, workload: Workload, strategy: Strategy) -> Ite
         return
     size = 1000 * logits_bytes(program) // strategy.micro_batch
     if size >= GIB:
+        texts = max(0, free_bytes or 0) * 1000 // size
+        full = "" if free_bytes is None else f"; {texts:,} texts fill the card"
         yield (
             "evaluation by rigsize keeps the logits of one batch; transformers' Trainer, with"
             " compute_metrics, keeps all of them on the card until eval_accumulation_steps:"
-            f" {format_bytes(size)} a thousand texts"
+            f" {format_bytes(size)} a thousand texts{full}"
         )
 
 

@@ -6,11 +6,15 @@ A moment's device peak is that of the run so far: the allocator keeps what earli
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rigsize.hardware.accelerators import Band
-from rigsize.memory.replay import Replay
+from rigsize.memory.replay import BESIDE_STEPS, Replay
 
-__all__ = ["Peak", "peaks_of"]
+if TYPE_CHECKING:
+    from rigsize.program.build import Program
+
+__all__ = ["BOUNDS", "Peak", "allocated_beside", "peaks_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,25 @@ class Peak:
     """From above: the moment itself takes less."""
 
 
+def allocated_beside(program: Program, played: Replay) -> dict[str, int]:
+    """Bytes at the peak of each moment beside the steps, requested, without a replay.
+
+    What is alive between steps, and the highest sum of what the moment itself allocates.
+    """
+    found, sizes = {}, program.timeline.sizes
+    for name in BESIDE_STEPS:
+        alive = highest = 0
+        for operation in program.slices.get(name, ()):
+            alive += sizes[operation] if operation >= 0 else -sizes[~operation]
+            highest = max(highest, alive)
+        if highest:
+            found[name] = played.at_rest_bytes + highest
+    return found
+
+
 _BASES = {"loading": "traced", "first step": "traced", "later steps": "traced"}
+BOUNDS = ("evaluation",)
+"""Moments whose peaks are from above (`program.beside_steps`)."""
 
 
 def peaks_of(played: Replay, beside: Band | None) -> tuple[Peak, ...]:
@@ -38,7 +60,7 @@ def peaks_of(played: Replay, beside: Band | None) -> tuple[Peak, ...]:
             allocated_peak_bytes=allocated,
             device_peak_bytes=None if beside is None else reserved + beside.mid,
             basis=_BASES.get(moment, "derived"),
-            is_bound=moment == "evaluation",
+            is_bound=moment in BOUNDS,
         )
         for moment, (allocated, reserved) in played.moments.items()
     )

@@ -46,6 +46,8 @@ class Replay:
     num_alloc_retries: int
     out_of_memory: OutOfMemory | None = None
     steps: int = 0
+    at_rest_bytes: int = 0
+    """Allocated behind the last step that was replayed."""
     capacity_bytes: int | None = None
     """What segments could take in all."""
     moments: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -161,6 +163,7 @@ class _Player:
             num_alloc_retries=self.allocator.num_alloc_retries,
             out_of_memory=failure,
             steps=steps,
+            at_rest_bytes=self.allocator.allocated_bytes,
             capacity_bytes=self.allocator.capacity_bytes,
             moments=self.moments,
         )
