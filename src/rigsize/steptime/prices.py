@@ -122,28 +122,29 @@ class Pricer:
         self.calibration = calibration
         self.spreads: dict[str, Spread] = {}
         self._kernels: dict[Kernel, tuple[str, KernelTime]] = {}
-        self._tuples: dict[int, dict[str, float]] = {}
+        self._tuples: dict[int, tuple[dict[str, float], int]] = {}
 
     def work(self, work: Work) -> list[Priced]:
-        """Each segment in order."""
-        return [self.segment(segment) for segment in work.segments]
+        """Each segment in order; a tuple of kernels that comes back is priced once."""
+        times: dict[int, int] = {}
+        for segment in work.segments:
+            times[id(segment.kernels)] = times.get(id(segment.kernels), 0) + 1
+        return [self._segment(segment, times) for segment in work.segments]
 
-    def segment(self, segment: WorkSegment) -> Priced:
-        """The seconds of a segment by part."""
-        busy = self._tuples.get(id(segment.kernels))
-        if busy is None:
-            busy = self._tuples[id(segment.kernels)] = {}
+    def _segment(self, segment: WorkSegment, times: dict[int, int]) -> Priced:
+        known = self._tuples.get(id(segment.kernels))
+        if known is None:
+            busy: dict[str, float] = {}
             for kernel in segment.kernels:
                 part, time = self.kernel(kernel)
                 busy[part] = busy.get(part, 0.0) + time.seconds * kernel.launches
-        for kernel in segment.kernels:
-            self._count(kernel, *self._kernels[kernel])
-        launches: float = sum(kernel.launches for kernel in segment.kernels)
-        dispatches: float = segment.dispatches
-        if self.compiled:
-            launches *= COMPILED_LAUNCHES.value.mid
-            dispatches *= COMPILED_LAUNCHES.value.mid
-        return Priced(busy_s=busy, launches=launches, dispatches=dispatches)
+                self._count(kernel, part, time, times[id(segment.kernels)])
+            launches = sum(kernel.launches for kernel in segment.kernels)
+            known = self._tuples[id(segment.kernels)] = busy, launches
+        left = COMPILED_LAUNCHES.value.mid if self.compiled else 1.0
+        return Priced(
+            busy_s=known[0], launches=known[1] * left, dispatches=segment.dispatches * left
+        )
 
     def kernel(self, kernel: Kernel) -> tuple[str, KernelTime]:
         """One launch: the part it belongs to and its time."""
@@ -160,8 +161,8 @@ class Pricer:
         self._count(kernel, part, time)
         return time.seconds * launches
 
-    def _count(self, kernel: Kernel, part: str, time: KernelTime) -> None:
-        seconds = time.seconds * kernel.launches
+    def _count(self, kernel: Kernel, part: str, time: KernelTime, times: int = 1) -> None:
+        seconds = time.seconds * kernel.launches * times
         spread = self.spreads.setdefault(part, Spread())
         spread.seconds += seconds
         spread.bases[time.basis] = spread.bases.get(time.basis, 0.0) + seconds
@@ -264,12 +265,18 @@ class Pricer:
             time.times(factor), sigma=min(time.sigma, _SIGMA_CALIBRATED), basis="measured"
         )
 
-    def peak_dtype(self, work: Work) -> str | None:
-        """The dtype in which most FLOPs are done; None without any."""
+    def flops(self, work: Work) -> dict[str, int]:
+        """Those of a micro-step by the dtype of their products."""
         flops: dict[str, int] = {}
+        of_tuple: dict[int, dict[str, int]] = {}
         for segment in work.segments:
-            for kernel in segment.kernels:
-                if count := kernel_flops(kernel):
-                    dtype = self.dtype_of(kernel.dtype)
-                    flops[dtype] = flops.get(dtype, 0) + count
-        return max(flops, key=flops.__getitem__, default=None)
+            mine = of_tuple.get(id(segment.kernels))
+            if mine is None:
+                mine = of_tuple[id(segment.kernels)] = {}
+                for kernel in segment.kernels:
+                    if count := kernel_flops(kernel):
+                        dtype = self.dtype_of(kernel.dtype)
+                        mine[dtype] = mine.get(dtype, 0) + count
+            for dtype, count in mine.items():
+                flops[dtype] = flops.get(dtype, 0) + count
+        return flops

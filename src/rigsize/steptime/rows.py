@@ -20,3 +20,18 @@ class Row:
     store_s: float = 0.0
     host_step_s: float = 0.0
     waits: bool = False
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for rows that take the same of every stream."""
+        return (
+            *self.busy_s.items(),
+            self.launches,
+            self.dispatches,
+            self.fetch_s,
+            self.gather_s,
+            self.reductions,
+            self.store_s,
+            self.host_step_s,
+            self.waits,
+        )

@@ -140,8 +140,9 @@ def step_time(
     middle = clockwork.play({})
     p50 = middle.end_s
     drawn = sorted(clockwork.play(factors).end_s for factors in draw_factors(causes, draws))
-    flops = work.flops * plan.micro_steps
-    dtype = pricer.peak_dtype(work)
+    by_dtype = pricer.flops(work)
+    flops = sum(by_dtype.values()) * plan.micro_steps
+    dtype = max(by_dtype, key=by_dtype.__getitem__, default=None)
     parts = _parts(middle, pricer, links)
     network = links.mesh.ranks > links.mesh.per_node
     return StepTime(
@@ -173,6 +174,7 @@ class _Clockwork:
         self.launch_s = (known and known.launch_s) or KERNEL_LAUNCH_S.value.mid
         self.dispatch_s = (known and known.dispatch_s) or DISPATCH_S.value.mid
         self._templates: list[Row] = []
+        self._numbers: dict[tuple[object, ...], int] = {}
         self._first, self._middle, self._last, self._update = (
             [self._template(row) for row in rows]
             for rows in (plan.first, plan.middle, plan.last, plan.update)
@@ -185,11 +187,10 @@ class _Clockwork:
                     self._busy_s[part] = self._busy_s.get(part, 0.0) + seconds * times
 
     def _template(self, row: Row) -> int:
-        for index in range(len(self._templates) - 1, -1, -1):
-            if self._templates[index] == row:
-                return index
-        self._templates.append(row)
-        return len(self._templates) - 1
+        number = self._numbers.setdefault(row.key, len(self._templates))
+        if number == len(self._templates):
+            self._templates.append(row)
+        return number
 
     def play(self, factors: Mapping[str, float]) -> _Played:
         """The whole step; a factor that is not named is one."""
@@ -231,13 +232,10 @@ class _Clockwork:
 
 
 def _repeat(clock: Clock, stages: list[Stage], times: int) -> None:
-    """Micro-steps alike: two are played, and the second is what the others take as well."""
-    run(clock, stages)
-    if times < 2:
-        return
+    """Micro-steps alike, behind another one: one is played, the others take what it took."""
     before, waited, links = clock.compute, dict(clock.waits), clock.links_s
     run(clock, stages)
-    more = times - 2
+    more = times - 1
     clock.advance((clock.compute - before) * more)
     clock.links_s += (clock.links_s - links) * more
     for cause, seconds in clock.waits.items():

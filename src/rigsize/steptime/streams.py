@@ -86,21 +86,26 @@ class Clock:
 def run(clock: Clock, stages: Sequence[Stage]) -> None:
     """Sends one micro-step, or the optimizer step, through the streams."""
     clock.gathered = clock.compute
+    last = len(stages) - 1
     for number, stage in enumerate(stages):
         if stage.waits:
             clock.drain()
         if number == 0 or stage.waits:
             _gather(clock, stage, clock.compute)
-        _wait_for_parameters(clock)
-        clock.wait(clock.late, clock.host)
+        if clock.gathered > clock.compute:
+            _wait_for_parameters(clock)
+        if clock.host > clock.compute:
+            clock.wait(clock.late, clock.host)
         clock.late = HOST
         start = clock.compute
-        if number + 1 < len(stages) and not stages[number + 1].waits:
+        if number < last and not stages[number + 1].waits:
             _gather(clock, stages[number + 1], start)
-        clock.compute += stage.busy_s
+        clock.compute = start + stage.busy_s
         clock.host += stage.host_s
-        clock.wait(HOST, clock.host)
-        _reduce(clock, stage, start)
+        if clock.host > clock.compute:
+            clock.wait(HOST, clock.host)
+        if stage.reductions or stage.store_s:
+            _reduce(clock, stage, start)
         if stage.host_step_s:
             _on_host(clock, stage)
 
@@ -119,8 +124,6 @@ def _gather(clock: Clock, stage: Stage, issued: float) -> None:
 
 def _wait_for_parameters(clock: Clock) -> None:
     """The wait is the copy's up to its end, the collective's behind it."""
-    if clock.gathered <= clock.compute:
-        return
     if clock.fetches > clock.compute:
         clock.wait(COPIES, min(clock.fetches, clock.gathered))
     clock.wait(LINKS, clock.gathered)

@@ -1,0 +1,184 @@
+"""Published step times against the time model, nothing tuned on them.
+
+    python -m validation.check_times FILE [--slices GLOB ...] [--rows N] [--write]
+
+FILE is the table of published runs (`published_runs.csv`). Slices that prove, with their targets,
+were named before any was predicted: docs/decisions/007-proof-of-step-times.md. Everything else
+that can be expressed is printed without a target. `--write` writes docs/step_times.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from validation.times_rows import MEASURED_CARDS, PROOF, LeftOut, Question, Row, question_of
+
+from rigsize.errors import SizingError
+from rigsize.point import point_of
+from rigsize.program import work_for
+from rigsize.steptime import StepTime, step_time
+
+PAGE = Path(__file__).parents[1] / "docs" / "step_times.md"
+TARGET_MEASURED, TARGET_OTHER = 12.0, 20.0
+HOLDS_LOW, HOLDS_HIGH = 70.0, 90.0
+NEUSIGHT_MEASURED = ("A100", "H100")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A published time and its prediction."""
+
+    question: Question
+    answer: StepTime
+
+    @property
+    def error_percent(self) -> float:
+        """Predicted p50 over published, less one."""
+        return 100 * (self.answer.step_s.p50 / self.question.seconds - 1)
+
+    @property
+    def held(self) -> bool:
+        """Whether the published time lies between p10 and p90."""
+        low, _, high = self.answer.step_s
+        return low <= self.question.seconds <= high
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the card has kernel tables of what the row computes in."""
+        gpu = self.question.cluster.accelerator.id
+        fp32 = self.question.row["slice"].startswith("neusight")
+        return gpu.startswith(NEUSIGHT_MEASURED if fp32 else MEASURED_CARDS)
+
+    @property
+    def line(self) -> str:
+        """One row of a table."""
+        row, answer = self.question.row, self.answer
+        size = f"{row['micro_batch']:.4} x {row['seq_len']} x {row['grad_accum'] or 1:.4}"
+        low, mid, high = answer.step_s
+        return (
+            f"| {row['id']} | {row['model']} {row['method'] or 'inference'} {row['precision'][:9]}"
+            f" | {size} | {row['n_gpus']} x {self.question.cluster.accelerator.id}"
+            f" | {self.question.seconds:.4g} | {mid:.4g} ({low:.4g} to {high:.4g})"
+            f" | {self.error_percent:+.0f} % | {answer.bound_by}; {answer.widest} |"
+        )
+
+
+def predict(question: Question, draws: int = 500) -> Judged:
+    """The step of a question, or its backward pass."""
+    accelerator = question.cluster.accelerator
+    point = point_of(question.workload, question.strategy)
+    work = work_for(question.source, question.workload, question.strategy, accelerator, point)
+    if question.backward_only:
+        backward = tuple(s for s in work.segments if s.phase == "backward")
+        work = replace(work, segments=backward, training=False)
+    answer = step_time(
+        work,
+        question.strategy,
+        question.cluster,
+        draws=draws,
+        network_bytes_per_s=question.network_bytes_per_s,
+    )
+    return Judged(question=question, answer=answer)
+
+
+def judged(rows: Sequence[Row], left_out: Counter[tuple[str, str]]) -> Iterator[Judged]:
+    """One after another, said as they come."""
+    for row in rows:
+        try:
+            found = predict(question_of(row))
+        except LeftOut as why:
+            left_out[row["slice"], str(why)] += 1
+            continue
+        except SizingError as error:
+            left_out[row["slice"], f"not answered: {error}"] += 1
+            continue
+        print(found.line, flush=True)
+        yield found
+
+
+HEAD = (
+    "| row | model, how | batch x length x accumulation | on | published s | predicted s | error"
+    " | bound by; widest |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
+
+def totals(found: Sequence[Judged], target: float | None) -> str:
+    """Median error and how many intervals hold, with the target where there is one."""
+    errors = [abs(one.error_percent) for one in found]
+    bias = statistics.median(one.error_percent for one in found)
+    held = 100 * sum(one.held for one in found) / len(found)
+    aim = f" (target {target:.0f} %)" if target is not None else ""
+    aimed = f" (target {HOLDS_LOW:.0f} to {HOLDS_HIGH:.0f} %)" if target is not None else ""
+    return (
+        f"{len(found)} rows: median error {statistics.median(errors):.1f} %{aim}, signed"
+        f" {bias:+.1f} %, worst {max(errors):.0f} %; {held:.0f} % between p10 and p90{aimed}"
+    )
+
+
+def report(found: Sequence[Judged], left_out: Counter[tuple[str, str]]) -> list[str]:
+    """The proof, slice by slice, then everything else, then what is no question."""
+    lines = [
+        "# Published step times",
+        "",
+        "Written by `python -m validation.check_times FILE --write`, misses included. Which slices",
+        "prove, what each program does and the targets were written down before any was predicted:",
+        "[decision 007](decisions/007-proof-of-step-times.md).",
+        "",
+    ]
+    proof = [one for one in found if one.question.row["slice"] in PROOF]
+    for words, target, chosen in (
+        ("Cards with kernel tables", TARGET_MEASURED, [o for o in proof if o.has_table]),
+        ("Other cards", TARGET_OTHER, [o for o in proof if not o.has_table]),
+    ):
+        if chosen:
+            lines += [f"**{words}: {totals(chosen, target)}.**", ""]
+    names = dict.fromkeys(one.question.row["slice"] for one in found)
+    for name in sorted(names, key=lambda name: (name not in PROOF, name)):
+        mine = [one for one in found if one.question.row["slice"] == name]
+        kind = "proof" if name in PROOF else "no target"
+        lines += [f"## {name} ({kind})", "", f"{totals(mine, None)}.", "", *HEAD]
+        lines += [one.line for one in sorted(mine, key=lambda one: -abs(one.error_percent))]
+        lines.append("")
+    lines += ["## No question", ""]
+    lines += [f"- {name}, {count} rows: {why}" for (name, why), count in sorted(left_out.items())]
+    return [*lines, ""]
+
+
+def main() -> int:
+    """Predicts, prints, and fails where a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--slices", nargs="*", default=["*"])
+    parser.add_argument("--rows", type=int, help="at most so many of each slice")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    with arguments.file.open(encoding="utf-8", newline="") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row["step_time_s"] or row["latency_ms"] or row["tokens_per_s_per_gpu"]
+        ]
+    rows = [r for r in rows if any(fnmatch.fnmatch(r["slice"], g) for g in arguments.slices)]
+    if arguments.rows:
+        seen: Counter[str] = Counter()
+        rows = [
+            r for r in rows if (seen.update([r["slice"]]) or seen[r["slice"]]) <= arguments.rows
+        ]
+    left_out: Counter[tuple[str, str]] = Counter()
+    lines = report(list(judged(rows, left_out)), left_out)
+    print("\n".join(line for line in lines if not line.startswith("|")))
+    if arguments.write:
+        PAGE.write_text("\n".join(lines), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,368 @@
+"""Rows of the table of published runs as questions: what each program did, in our records.
+
+The choices are written down, with their date, in docs/decisions/007-proof-of-step-times.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rigsize.hardware import find_accelerator
+from rigsize.models import ModelSource, check_config, resolve_model
+from rigsize.spec import Cluster, Strategy, Workload
+
+__all__ = ["MEASURED_CARDS", "PROOF", "LeftOut", "Question", "Row", "question_of"]
+
+Row = Mapping[str, str]
+
+PROOF = (
+    "peft-metamath-l40s",
+    "qwen1-finetune",
+    "torchtune-ablation",
+    "dle-bert-pretrain-a100",
+    "dle-bert-finetune-a100",
+    "foundry-a100-80",
+    "neusight-train",
+)
+MEASURED_CARDS = ("A100", "H100", "H200", "L40S", "B200", "RTX-PRO-6000")
+"""Beginnings of the ids of accelerators with kernel tables."""
+GIGABIT_BYTES_PER_S = 125e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A published time and what is asked of the model to predict it."""
+
+    row: Row
+    source: ModelSource
+    workload: Workload
+    strategy: Strategy
+    cluster: Cluster
+    seconds: float
+    """Published, of a step; with `backward_only` of its backward pass."""
+    network_bytes_per_s: float | None = None
+    backward_only: bool = False
+
+
+class LeftOut(Exception):
+    """Why a row can be no question."""
+
+
+def question_of(row: Row) -> Question:
+    """The question of a row; LeftOut says why there is none."""
+    name = row["slice"]
+    made = _SLICES.get(name)
+    if made is None:
+        raise LeftOut("the slice's program is not written out as records")
+    return made(row)
+
+
+def _config(name: str, **config: Any) -> ModelSource:
+    check_config(config)
+    return ModelSource(
+        name=name,
+        origin="config",
+        config=config,
+        path=None,
+        checkpoint_parameters=None,
+        checkpoint_note="not asked",
+    )
+
+
+def _cluster(row: Row, gpu: str) -> Cluster:
+    nodes = int(row["n_nodes"] or 1)
+    per_node = int(row["n_gpus"] or 1) // nodes
+    return Cluster(accelerator=find_accelerator(gpu), per_node=per_node, nodes=nodes)
+
+
+# -- peft ---------------------------------------------------------------------------------------
+
+_PEFT_TOKENS = (210 + 1) * 4
+_PEFT_LENGTH = 220
+_PEFT: dict[str, dict[str, Any]] = {
+    "variant full-finetuning": {"method": "full"},
+    "adalora--llama-3.2-3B-rank32": {"method": "adalora", "lora_rank": 64},
+    "rank10-target-mlp": {"method": "lora", "lora_rank": 10},
+    "rank32-dora": {"method": "dora", "lora_rank": 32},
+    "rank64-rslora": {"method": "lora", "lora_rank": 64, "rslora": True},
+    "prefixtuning": {"method": "prefix", "virtual_tokens": 200},
+    "prompt_tuning": {"method": "prompt", "virtual_tokens": 200},
+}
+
+
+def _peft(row: Row) -> Question:
+    how = next((found for key, found in _PEFT.items() if key in row["notes"]), None)
+    if how is None:
+        raise LeftOut(f"no Strategy has {row['method']}, or not in this form")
+    more = dict(how)
+    if "lora" in str(how["method"]) or how["method"] == "dora":
+        mlp = "down_proj,gate_proj,up_proj"
+        more["lora_targets"] = mlp if "target-mlp" in row["notes"] else "q_proj,v_proj"
+    return Question(
+        row=row,
+        source=resolve_model("meta-llama/Llama-3.2-3B", allow_network=False),
+        workload=Workload(
+            model="meta-llama/Llama-3.2-3B",
+            task="causal-lm",
+            max_length=_PEFT_LENGTH,
+            padding="dynamic",
+        ),
+        strategy=Strategy(precision="bf16", micro_batch=4, **more),
+        cluster=_cluster(row, "L40S"),
+        seconds=_PEFT_TOKENS / float(row["tokens_per_s_per_gpu"]),
+    )
+
+
+# -- Qwen's first -------------------------------------------------------------------------------
+
+_QWEN = {
+    "Qwen-1.8B": {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24,
+                  "num_attention_heads": 16, "num_key_value_heads": 16},
+    "Qwen-7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                "num_attention_heads": 32, "num_key_value_heads": 32},
+}  # fmt: skip
+_LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+
+
+def _qwen(row: Row) -> Question:
+    if row["quant"]:
+        raise LeftOut("GPTQ weights")
+    if row["method"] not in ("lora", "full"):
+        raise LeftOut("no Strategy trains embeddings beside adapters")
+    if int(row["n_nodes"]) > 1:
+        raise LeftOut("neither the ZeRO stage nor the network is printed")
+    full = row["method"] == "full"
+    adapters: dict[str, Any] = {"method": "lora", "lora_rank": 64, "lora_targets": _LINEAR}
+    source = _config(
+        row["model"],
+        model_type="qwen2",
+        vocab_size=151936,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+        **_QWEN[row["model"]],
+    )
+    return Question(
+        row=row,
+        source=source,
+        workload=_texts(source, int(row["seq_len"])),
+        strategy=Strategy(
+            precision="bf16",
+            micro_batch=1,
+            accumulation=8,
+            attention="flash",
+            recompute="block",
+            optimizer="adamw-foreach",
+            parallel="zero3" if full else "single",
+            **({} if full else adapters | {"adapter_dtype": "same"}),
+        ),
+        cluster=_cluster(row, "A100-80GB-SXM"),
+        seconds=float(row["step_time_s"]),
+    )
+
+
+def _texts(source: ModelSource, length: int, task: str = "causal-lm", **more: Any) -> Workload:
+    """Texts that fill their length: no padded position."""
+    return Workload(model=source.name, task=task, max_length=length, padding_in_batch=False, **more)
+
+
+# -- torchtune ----------------------------------------------------------------------------------
+
+
+def _torchtune(row: Row) -> Question:
+    if "unpacked" in row["seq_note"]:
+        raise LeftOut("the length of its texts is not printed")
+    source = resolve_model("meta-llama/Llama-3.2-3B", allow_network=False)
+    chunked = row["id"] not in ("pytorch-torchtune-0010", "pytorch-torchtune-0011")
+    in_backward = "in backward" in row["optimizer"]
+    more: dict[str, Any] = {}
+    if row["method"] != "full":
+        targets = "q_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+        more = {"lora_rank": 64, "lora_targets": targets, "adapter_dtype": "same"}
+    if row["method"] == "qlora":
+        more["quantization"] = "nf4"
+    return Question(
+        row=row,
+        source=source,
+        workload=_texts(source, 4096),
+        strategy=Strategy(
+            precision="bf16",
+            method=row["method"],
+            micro_batch=2,
+            optimizer="adamw-8bit" if "8-bit" in row["optimizer"] else "adamw-fused",
+            recompute="block" if row["activation_checkpointing"] == "full" else "none",
+            compile=row["compile"] == "yes",
+            loss="chunked" if chunked else "all",
+            optimizer_in_backward=in_backward,
+            max_grad_norm=None,
+            **more,
+        ),
+        cluster=_cluster(row, "A100-80GB-SXM"),
+        seconds=2 * 4096 / float(row["tokens_per_s_per_gpu"]),
+    )
+
+
+# -- NVIDIA's BERT ------------------------------------------------------------------------------
+
+_BERT: dict[str, Any] = {
+    "model_type": "bert", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "max_position_embeddings": 512,
+}  # fmt: skip
+_DGX_NETWORK = 8 * 200 * GIGABIT_BYTES_PER_S
+_DLE_CARDS = {"A100-SXM": "A100-80GB-SXM", "V100-SXM2": "V100-32GB-SXM2"}
+
+
+def _dle(row: Row) -> Question:
+    if not row["framework"].startswith("PyTorch"):
+        raise LeftOut("TensorFlow or Paddle")
+    if row["seq_len"] == "512":
+        raise LeftOut("texts binned by length, whose mean is not printed")
+    if row["gpu"] not in _DLE_CARDS:
+        raise LeftOut(f"no such card here: {row['gpu']}")
+    pretraining = row["task"].startswith("mlm")
+    source = _config("BERT-large", vocab_size=30528, **_BERT)
+    length = int(row["seq_len"])
+    if pretraining:
+        workload = _texts(source, length, "masked-lm", mask_share=20 / 128)
+    else:
+        workload = _texts(source, length, "token-classification", num_labels=2)
+    parallel = "ddp" if int(row["n_gpus"]) > 1 else "single"
+    return Question(
+        row=row,
+        source=source,
+        workload=workload,
+        strategy=Strategy(
+            precision=row["precision"],
+            micro_batch=int(float(row["micro_batch"])),
+            accumulation=int(float(row["grad_accum"])),
+            optimizer="adamw-fused",
+            attention="eager",
+            loss="masked" if pretraining else "all",
+            parallel=parallel,
+        ),
+        cluster=_cluster(row, _DLE_CARDS[row["gpu"]]),
+        seconds=float(row["step_time_s"]),
+        network_bytes_per_s=_DGX_NETWORK,
+    )
+
+
+# -- llm-foundry --------------------------------------------------------------------------------
+
+
+def _foundry(row: Row) -> Question:
+    hidden, heads = int(row["hidden"]), int(row["heads"])
+    length = int(row["seq_len"])
+    source = _config(
+        row["model"],
+        model_type="opt",
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        ffn_dim=4 * hidden,
+        num_hidden_layers=int(row["n_layers"]),
+        num_attention_heads=heads,
+        vocab_size=50368,
+        max_position_embeddings=length,
+        do_layer_norm_before=True,
+        dropout=0.0,
+    )
+    pure = row["precision"].startswith("pure")
+    return Question(
+        row=row,
+        source=source,
+        workload=_texts(source, length),
+        strategy=Strategy(
+            precision="bf16" if pure else "amp-bf16",
+            micro_batch=int(float(row["micro_batch"])),
+            accumulation=int(float(row["grad_accum"])),
+            optimizer="adamw-loop",
+            attention="flash",
+            recompute="block" if row["activation_checkpointing"] == "full" else "none",
+            parallel="fsdp",
+        ),
+        cluster=_cluster(row, "A100-80GB-SXM" if "A100" in row["gpu"] else "H100-80GB-SXM"),
+        seconds=float(row["step_time_s"]),
+        network_bytes_per_s=1600 * GIGABIT_BYTES_PER_S,
+    )
+
+
+# -- NeuSight -----------------------------------------------------------------------------------
+
+_NEUSIGHT_CARDS = {
+    "A100-PCIe": "A100-80GB-PCIe",
+    "H100-SXM": "H100-80GB-SXM",
+    "L4": "L4",
+    "T4": "T4",
+    "V100-PCIe": "V100-32GB-PCIe",
+}
+
+
+def _neusight(row: Row) -> Question:
+    if row["model"].startswith("switch"):
+        raise LeftOut("a mixture of experts with code of its own")
+    if row["gpu"] not in _NEUSIGHT_CARDS:
+        raise LeftOut(f"no such card here, or no table: {row['gpu']}")
+    source = _neusight_source(row)
+    training = row["task"].startswith("training")
+    task = "masked-lm" if row["model"].startswith("bert") else "causal-lm"
+    if not training and task == "masked-lm":
+        task = "sequence-classification"
+    found = re.search(r"bw\(all\) ([0-9.]+) ms", row["notes"])
+    backward_ms = float(found[1]) if found else 0.0
+    return Question(
+        row=row,
+        source=source,
+        workload=_texts(
+            source, int(row["seq_len"]), task, use="fine-tuning" if training else "inference"
+        ),
+        strategy=Strategy(
+            precision="fp32", micro_batch=int(float(row["micro_batch"])), attention="eager"
+        ),
+        cluster=_cluster(row, _NEUSIGHT_CARDS[row["gpu"]]),
+        seconds=backward_ms * 1e-3 if training else float(row["step_time_s"]),
+        backward_only=training,
+    )
+
+
+def _neusight_source(row: Row) -> ModelSource:
+    name, layers = row["model"], int(row["n_layers"])
+    hidden, heads, vocabulary = int(row["hidden"]), int(row["heads"]), int(row["vocab"])
+    if name == "bert_large":
+        return _config(name, vocab_size=vocabulary, **_BERT)
+    if name.startswith("gpt"):
+        return _config(
+            name,
+            model_type="gpt2",
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=heads,
+            n_positions=2048,
+            vocab_size=vocabulary,
+        )
+    return _config(
+        name,
+        model_type="opt",
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        ffn_dim=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        do_layer_norm_before=True,
+    )
+
+
+_SLICES: dict[str, Callable[[Row], Question]] = {
+    "peft-metamath-l40s": _peft,
+    "qwen1-finetune": _qwen,
+    "torchtune-ablation": _torchtune,
+    "dle-bert-pretrain-a100": _dle,
+    "dle-bert-pretrain-v100": _dle,
+    "dle-bert-finetune-a100": _dle,
+    "foundry-a100-80": _foundry,
+    "foundry-h100": _foundry,
+    "neusight-train": _neusight,
+    "neusight-inf": _neusight,
+}
