@@ -3,7 +3,6 @@
 from collections import Counter
 
 import pytest
-
 from validation.check_times import predict, report
 from validation.times_rows import LeftOut, question_of
 
