@@ -100,4 +100,7 @@ def _kernels(step: Callable[[], None]) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         step()
         torch.cuda.synchronize()
-    return sum(event.device_type.name == "CUDA" for event in seen.events() or ())
+    found = sum(event.device_type.name == "CUDA" for event in seen.events() or ())
+    if not found:
+        raise RuntimeError("torch.profiler saw no kernel: CUPTI is missing or in use")
+    return found

@@ -37,6 +37,7 @@ _WHOLE_S, _QUICK_WHOLE_S = 110.0, 12.0
 """No measurement is begun after; they end in two minutes, or in fifteen seconds."""
 _BUDGET_S, _QUICK_BUDGET_S = 0.25, 0.05
 """Of one measurement's repetitions."""
+_REASON_CHARS = 160
 _NO_GPU = "needs a GPU, there is none"
 _ON_GPU_ALONE = (
     "launches",
@@ -71,7 +72,7 @@ class _Session:
             try:
                 self.samples.append(task.sample(timer(task.make())))
             except (RuntimeError, SpecError) as error:  # out of memory, or no kernel for the dtype
-                self.unmeasured[task.what] = " ".join(str(error).split())[:160]
+                self.unmeasured[task.what] = " ".join(str(error).split())[:_REASON_CHARS]
             if device == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
@@ -125,7 +126,7 @@ def _plan(session: _Session, config: dict[str, Any]) -> Iterator[tuple[Iterable[
     """(tasks, where they run), what decides most first."""
     device, quick = session.device, session.quick
     if device == "cuda":
-        yield _one(lambda: on_host.step_task(config, "cuda")), "cuda"
+        yield _one(session, "launches", lambda: on_host.step_task(config, "cuda")), "cuda"
         half = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
         yield products("cuda", half, quick=quick), "cuda"
         yield (task._replace(what=_ON_GPU_ALONE[1]) for task in misaligned_products(half)), "cuda"
@@ -140,7 +141,7 @@ def _plan(session: _Session, config: dict[str, Any]) -> Iterator[tuple[Iterable[
             session.unmeasured[_ON_GPU_ALONE[3]] = "there is one GPU"
     else:
         session.unmeasured |= dict.fromkeys(_ON_GPU_ALONE, _NO_GPU)
-    yield _one(lambda: on_host.step_task(config, "cpu")), "cpu"
+    yield _one(session, "dispatch", lambda: on_host.step_task(config, "cpu")), "cpu"
     yield on_host.adamw_tasks(quick=quick), "cpu"
     if device == "cpu":
         yield products("cpu", "fp32", quick=quick), "cpu"
@@ -148,9 +149,12 @@ def _plan(session: _Session, config: dict[str, Any]) -> Iterator[tuple[Iterable[
         yield attentions("cpu", "fp32", quick=quick), "cpu"
 
 
-def _one(make: Callable[[], Task]) -> Iterator[Task]:
-    """Built when its turn comes."""
-    yield make()
+def _one(session: _Session, what: str, make: Callable[[], Task]) -> Iterator[Task]:
+    """Built when its turn comes; what cannot be built is not measured."""
+    try:
+        yield make()
+    except RuntimeError as error:
+        session.unmeasured[what] = " ".join(str(error).split())[:_REASON_CHARS]
 
 
 def _record(session: _Session, source: Any, command: str) -> Record:
