@@ -52,7 +52,7 @@ def read(file: Path) -> Iterator[Record]:
     whole = file.read_text(encoding="utf-8")
     documents = whole.splitlines() if file.suffix == ".jsonl" else [whole]
     for document in map(json.loads, filter(str.strip, documents)):
-        found = document["record"] if "record" in document else document
+        found = document.get("record", document)
         if found is not None:
             yield from_json(found)
 

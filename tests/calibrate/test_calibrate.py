@@ -9,6 +9,7 @@ import pytest
 
 from rigsize.cli import run
 from rigsize.hardware import find_accelerator
+from rigsize.models import resolve_model
 from rigsize.run.calibration_records import (
     calibration_asked,
     calibration_of,
@@ -71,6 +72,24 @@ def test_operators_are_counted_with_their_views() -> None:
 
     counted = _operators(step)
     assert 8 <= counted <= 14
+
+
+@pytest.mark.slow
+def test_the_tiny_model_has_the_operators_of_the_real_one() -> None:
+    """What is timed is what is counted: on a CPU, and from the packaged work of a GPU."""
+    from rigsize.calibrate.host import _operators, _step, launch_task, tiny_config
+
+    source = resolve_model("xlm-roberta-base", allow_network=False)
+    step = _step(tiny_config(source.config), "cpu")
+    # 12 layers of products, norms, dropouts and their derivatives.
+    assert 150 < _operators(step) / 12 < 220
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("rigsize.calibrate.host._step", lambda config, device: step)
+        task = launch_task(source, find_accelerator("H100"))
+    operators, kernels = task.sizes
+    # Fewer than on the CPU, whose attention and norms are taken apart; a third of them launch.
+    assert 0.6 < operators / _operators(step) < 1.0
+    assert 0.25 < kernels / operators < 0.5
 
 
 @pytest.mark.slow

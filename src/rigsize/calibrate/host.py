@@ -2,7 +2,8 @@
 
 A model of the real architecture at a tiny width does next to nothing in its kernels, so that its
 step takes what Python, autograd and the dispatcher take. On a GPU the same step takes that and its
-launches.
+launches. How many of both it has, the packaged work of the same architecture says: what a step is
+predicted with is then, of this model, what was measured.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rigsize.calibrate.kernels import Task
 from rigsize.calibrate.traffic import adamw_step
+from rigsize.hardware import Accelerator
+from rigsize.models import ModelSource
+from rigsize.point import point_of
+from rigsize.program.work_build import work_for
+from rigsize.spec import Strategy, Workload
 from rigsize.trace.model import BuildOptions, build, load_config
 
-__all__ = ["TASK", "adamw_tasks", "step_task", "tiny_config"]
+__all__ = ["TASK", "TOKENS", "adamw_tasks", "dispatch_task", "launch_task", "tiny_config"]
 
 TASK = "masked-lm"
 _TINY = {
@@ -27,25 +33,32 @@ _TINY = {
     "vocab_size": 128,
     "max_position_embeddings": 34,
 }
-_TOKENS = 8
-_LAYERS, _QUICK_LAYERS = 12, 4
+TOKENS = 8
+"""Of the tiny model's one text."""
+_PASSES = "forward and backward"
 _PARAMETERS, _QUICK_PARAMETERS = 2**26, 2**21
 
 
-def tiny_config(config: Mapping[str, Any], *, quick: bool) -> dict[str, Any]:
-    """The same architecture, as deep as it is or four layers, and a thousandth as wide."""
-    layers = min(int(config["num_hidden_layers"]), _QUICK_LAYERS if quick else _LAYERS)
-    return dict(config) | _TINY | {"num_hidden_layers": layers}
+def tiny_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same architecture, as deep and a thousandth as wide."""
+    return dict(config) | _TINY
 
 
-def step_task(config: Mapping[str, Any], device: str) -> Task:
-    """Forward and backward pass of the tiny model: `dispatch` on the host, `launch` on a GPU."""
-    step = _step(config, device)
-    operators = _operators(step)
-    if device == "cuda":
-        sizes: tuple[int, ...] = (operators, _kernels(step))
-        return Task("launches", "launch", "forward and backward", "", sizes, lambda: step)
-    return Task("dispatch", "dispatch", "forward and backward", "", (operators,), lambda: step)
+def dispatch_task(config: Mapping[str, Any]) -> Task:
+    """Forward and backward pass of the tiny model on the host alone, its operators counted."""
+    step = _step(config, "cpu")
+    return Task("dispatch", "dispatch", _PASSES, "", (_operators(step),), lambda: step)
+
+
+def launch_task(source: ModelSource, gpu: Accelerator) -> Task:
+    """The same on the GPU, of the model at its own depth."""
+    workload = Workload(model=source.name, task=TASK, max_length=TOKENS, padding_in_batch=False)
+    strategy = Strategy(micro_batch=1)
+    work = work_for(source, workload, strategy, gpu, point_of(workload, strategy))
+    operators = sum(segment.dispatches for segment in work.segments)
+    kernels = sum(kernel.launches for segment in work.segments for kernel in segment.kernels)
+    step = _step(tiny_config(source.config), "cuda")
+    return Task("launches", "launch", _PASSES, "", (operators, kernels), lambda: step)
 
 
 def adamw_tasks(*, quick: bool) -> tuple[Task, ...]:
@@ -63,7 +76,7 @@ def adamw_tasks(*, quick: bool) -> tuple[Task, ...]:
 def _step(config: Mapping[str, Any], device: str) -> Callable[[], None]:
     options = BuildOptions(task=TASK, compute="fp32")
     model = build(load_config(config, options), options, device)
-    words = torch.randint(5, _TINY["vocab_size"], (1, _TOKENS), device=device)
+    words = torch.randint(5, _TINY["vocab_size"], (1, TOKENS), device=device)
     batch = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": words}
 
     def step() -> None:
@@ -91,16 +104,3 @@ def _operators(step: Callable[[], None]) -> int:
     with counted:
         step()
     return counted.operators
-
-
-def _kernels(step: Callable[[], None]) -> int:
-    """Kernels, copies and fills that the step puts on the GPU."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        step()
-        torch.cuda.synchronize()
-    found = sum(event.device_type.name == "CUDA" for event in seen.events() or ())
-    if not found:
-        raise RuntimeError("torch.profiler saw no kernel: CUPTI is missing or in use")
-    return found

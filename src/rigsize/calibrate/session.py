@@ -7,7 +7,6 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -22,8 +21,8 @@ from rigsize.calibrate.links import collectives, copies
 from rigsize.calibrate.timer import Timer
 from rigsize.calibrate.traffic import traffic
 from rigsize.errors import MeasurementFailed, SizingError, SpecError
-from rigsize.hardware import find_accelerator, parse_gpus
-from rigsize.models import resolve_model
+from rigsize.hardware import Accelerator, find_accelerator, parse_gpus
+from rigsize.models import ModelSource, resolve_model
 from rigsize.run import host
 from rigsize.run.calibrated import Calibrated, Sample
 from rigsize.run.record import STATISTICS, Memory, ModelIdentity, Record, now
@@ -33,6 +32,7 @@ __all__ = ["DEVICES", "calibrate"]
 
 DEVICES = ("cpu", "cuda")
 _MODEL = "xlm-roberta-base"
+_LIKE = "A100-80GB"
 _WHOLE_S, _QUICK_WHOLE_S = 110.0, 12.0
 """No measurement is begun after; they end in two minutes, or in fifteen seconds."""
 _BUDGET_S, _QUICK_BUDGET_S = 0.25, 0.05
@@ -110,23 +110,23 @@ def calibrate(
     tell(f"measuring this machine's {'GPU and host' if device == 'cuda' else 'host'}: {within}")
     session = _Session(device=device, quick=quick, tell=tell)
     source = resolve_model(_MODEL, allow_network=False)
-    config = on_host.tiny_config(source.config, quick=quick)
+    config = on_host.tiny_config(source.config)
     before = torch.get_float32_matmul_precision()
-    on_host.step_task(config, "cpu")  # its imports are no part of the time
+    on_host.dispatch_task(config)  # its imports are no part of the time
     session.began = time.monotonic()
     try:
-        for tasks, place in _plan(session, config):
+        for tasks, place in _plan(session, source):
             session.run(tasks, place)
     finally:
         torch.set_float32_matmul_precision(before)
     return _record(session, dataclasses.replace(source, config=config), command)
 
 
-def _plan(session: _Session, config: dict[str, Any]) -> Iterator[tuple[Iterable[Task], str]]:
+def _plan(session: _Session, source: ModelSource) -> Iterator[tuple[Iterable[Task], str]]:
     """(tasks, where they run), what decides most first."""
     device, quick = session.device, session.quick
     if device == "cuda":
-        yield _one(session, "launches", lambda: on_host.step_task(config, "cuda")), "cuda"
+        yield _one(session, "launches", lambda: on_host.launch_task(source, _counted())), "cuda"
         half = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
         yield products("cuda", half, quick=quick), "cuda"
         yield (task._replace(what=_ON_GPU_ALONE[1]) for task in misaligned_products(half)), "cuda"
@@ -141,7 +141,12 @@ def _plan(session: _Session, config: dict[str, Any]) -> Iterator[tuple[Iterable[
             session.unmeasured[_ON_GPU_ALONE[3]] = "there is one GPU"
     else:
         session.unmeasured |= dict.fromkeys(_ON_GPU_ALONE, _NO_GPU)
-    yield _one(session, "dispatch", lambda: on_host.step_task(config, "cpu")), "cpu"
+    yield (
+        _one(
+            session, "dispatch", lambda: on_host.dispatch_task(on_host.tiny_config(source.config))
+        ),
+        "cpu",
+    )
     yield on_host.adamw_tasks(quick=quick), "cpu"
     if device == "cpu":
         yield products("cpu", "fp32", quick=quick), "cpu"
@@ -149,21 +154,27 @@ def _plan(session: _Session, config: dict[str, Any]) -> Iterator[tuple[Iterable[
         yield attentions("cpu", "fp32", quick=quick), "cpu"
 
 
+def _counted() -> Accelerator:
+    """The card whose work counts the launches; of one that the table lacks, what is alike."""
+    accelerator, notes = _accelerator(torch.cuda.get_device_name())
+    return find_accelerator(_LIKE if notes and "no row" in notes[0] else accelerator)
+
+
 def _one(session: _Session, what: str, make: Callable[[], Task]) -> Iterator[Task]:
     """Built when its turn comes; what cannot be built is not measured."""
     try:
         yield make()
-    except RuntimeError as error:
+    except (RuntimeError, SizingError) as error:
         session.unmeasured[what] = " ".join(str(error).split())[:_REASON_CHARS]
 
 
-def _record(session: _Session, source: Any, command: str) -> Record:
+def _record(session: _Session, source: ModelSource, command: str) -> Record:
     device = session.device
     found, software = host.hardware(device), host.versions()
     if device == "cuda":
         found, software = host.with_cuda(found, software, torch)
     accelerator, notes = _accelerator(found.gpu if device == "cuda" else "cpu")
-    workload = Workload(model=source.name, task=on_host.TASK, max_length=8)
+    workload = Workload(model=source.name, task=on_host.TASK, max_length=on_host.TOKENS)
     steps = [s for s in session.samples if s.kind in ("dispatch", "launch")]
     return Record(
         kind="calibration",

@@ -65,9 +65,7 @@ def median_error(rows: Iterable[StepRow], *, calibrated: bool) -> float | None:
     return statistics.median(errors) if errors else None
 
 
-def _predicted(
-    record: Record, calibration: Calibration | None
-) -> tuple[float, float | None]:
+def _predicted(record: Record, calibration: Calibration | None) -> tuple[float, float | None]:
     from rigsize.point import point_of
     from rigsize.program.work_build import work_for
     from rigsize.steptime.step import step_time
