@@ -38,10 +38,15 @@ TRAIN = set(
     " --patience --log-every --init --resume --group-by-length --progress --tensorboard --export"
     " --no-export --predict --no-predict --ranks --max-restarts --device --seed".split()
 )
+TIME = set(
+    "--time --no-time --eval-share --save-minutes --offer --offers --provider --spot --own-price"
+    " --power-price --calibration".split()
+)
 OPTIONS = {
     "compare": JOB | {"--gpus", "--record"},
     "estimate": JOB
     | DATA
+    | TIME
     | {"--histogram", "--gpus", "--headroom", "--host-memory", "--fail-over", "--explain"},
     "table": {"--use", "--json"},
     "measure": JOB | DATA | MEASURE,

@@ -85,8 +85,8 @@ _WHAT = (
         " auto: the longest that fits.",
     ),
     _flag("max-new-tokens", "N", "Tokens to write behind the prompt; 20 where one is given."),
-    _flag("examples", "N", "Texts an epoch; memory does not depend on it."),
-    _flag("epochs", "N", "Epochs; memory does not depend on it."),
+    _flag("examples", "N", "Texts an epoch, for hours; memory does not depend on it."),
+    _flag("epochs", "N", "Epochs, 1 by default; memory does not depend on it."),
 )
 _HOW = (
     _flag(
@@ -191,9 +191,32 @@ _MEASURE = (
     _flag("snapshot", "FILE", "Write what was alive at the peak; .pickle for torch's viewer."),
     _switch("attribution", "Bytes at the peak by what they are: weights, gradients, states."),
 )
+_EVAL_SHARE = _flag("eval-share", "X", "Of the data that is held out to evaluate on; 0 by default.")
+_SAVE_MINUTES = _flag("save-minutes", "X", "Minutes between checkpoints; 30 by default.")
+_OFFERS = _flag("offers", "FILE", "Own machines and prices, a CSV file in the same columns.")
+_TIME = (
+    _switch(
+        "time",
+        "Hours and price too, traced once where they are not stored; --no-time leaves them out.",
+        negatable=True,
+    ),
+    _EVAL_SHARE,
+    _SAVE_MINUTES,
+    _flag("offer", "NAME", "Price of this machine, an instance of `rigsize offers`; the cheapest."),
+    _flag("provider", "NAME", "Price of the cheapest machine of this provider."),
+    _switch("spot", "The spot price."),
+    _OFFERS,
+    _flag("own-price", "USD", "Of machines bought instead: hours until they are cheaper."),
+    _flag("power-price", "USD", "A kilowatt-hour, beside --own-price; 0.15 by default."),
+    _flag(
+        "calibration",
+        "FILE|none",
+        "Record of `calibrate` to take; by default the newest of this card on this machine.",
+    ),
+)
 _TRAIN = (
     _flag("eval-data", "FILE", "Texts to evaluate on, in the format of --data."),
-    _flag("eval-share", "X", "Of the data that is held out to evaluate on; 0 by default."),
+    _EVAL_SHARE,
     _flag("out", "FOLDER", "Log, checkpoints, Record and model; by default runs/MODEL-TASK."),
     _flag("learning-rate", "X", "At its peak; 5e-5 by default."),
     _flag("weight-decay", "X", "0.01 by default, torch's for AdamW."),
@@ -202,7 +225,7 @@ _TRAIN = (
     _flag("max-steps", "N", "Optimizer steps in all, instead of epochs."),
     _flag("eval-every", "N", "Steps; once an epoch by default."),
     _flag("save-every", "N", "Steps between checkpoints; by default --save-minutes."),
-    _flag("save-minutes", "X", "Minutes between checkpoints; 30 by default."),
+    _SAVE_MINUTES,
     _flag("keep", "N", "Checkpoints that are kept; 2 by default."),
     _switch("checkpoint", "Whether checkpoints are written (yes by default).", negatable=True),
     _flag("patience", "N", "Evaluations without improvement before it stops; never by default."),
@@ -234,6 +257,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _flag("host-memory", "SIZE", "Memory of each node, to be checked too: 256GiB."),
         _flag("headroom", "SIZE|%", "Memory of the card to leave free: 2GiB or 10%."),
         _flag("fail-over", "SIZE", "Exit with 3 when the peak is above this: 24GiB."),
+        *_TIME,
         *_FROM,
         _switch("explain", "Who holds the bytes at the peak, and how memory moves in a step."),
         _JSON,
@@ -309,7 +333,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _switch("spot", "Spot prices, and only offers that have one."),
         _flag("region", "NAME", "Only this region of the provider."),
         _switch("fractional", "Slices of a GPU too; no training is planned on one."),
-        _flag("offers", "FILE", "Own machines and prices, a CSV file in the same columns."),
+        _OFFERS,
         _flag("from", "DIR|URL", "Of refresh: a folder of gpuhunt's files, or a mirror."),
         _flag("limit", "N", "How many to show, 40 by default; --json has all."),
         _JSON,

@@ -72,6 +72,7 @@ def estimate_verb(given: Given) -> int:
 def _answer(settings: Settings, job: Job, target: Target, explained: bool) -> tuple[Answer, Any]:
     """The Answer, and its Explanation where one is wanted."""
     from rigsize.batches import longest_text, usual_batch, worst_batch
+    from rigsize.cli_time import timed
     from rigsize.estimate import check_workload, estimate, profile_for
     from rigsize.report.answer import Answer
     from rigsize.report.explain import explain
@@ -99,6 +100,8 @@ def _answer(settings: Settings, job: Job, target: Target, explained: bool) -> tu
             batch = usual_batch(lengths, whole, asked)
             usual = estimate(job.source, batch.workload, batch.strategy, cluster)
             words = batch.words
+        of_time = replace(job, workload=whole if lengths else job.workload, strategy=asked)
+        priced = timed(settings, of_time, usual or found, lengths)
     answer = Answer(
         estimate=found,
         assumed=tuple(settings.assumed),
@@ -108,6 +111,7 @@ def _answer(settings: Settings, job: Job, target: Target, explained: bool) -> tu
         requested_headroom_bytes=target.headroom_bytes,
         fail_over_bytes=target.fail_over_bytes,
         edits=_edits(found),
+        timed=priced,
     )
     return answer, explain(found, profile) if explained else None
 
@@ -196,10 +200,13 @@ def _inference_table(given: Given) -> int:
 
 def _seed_table(given: Given) -> int:
     from rigsize.report.table import table_document, table_text
+    from rigsize.seed_hours import predict_hours
     from rigsize.seed_table import CLASS_CARDS, FOOTNOTES, RECIPE, predict_table
 
     with waiting("tracing the article's models, which takes a minute the first time"):
-        rows = [row for row in predict_table() if given.get("use") in (None, row.table)]
+        every = zip(predict_table(), predict_hours(), strict=True)
+        rows = [replace(row, hours=hours) for row, hours in every]
+    rows = [row for row in rows if given.get("use") in (None, row.table)]
     more = (RECIPE, FOOTNOTES, CLASS_CARDS)
     print_answer(
         lambda: table_document(rows, *more),

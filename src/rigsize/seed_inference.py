@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from rigsize.errors import SizingError
 from rigsize.estimate import Estimate, estimate
 from rigsize.hardware import find_accelerator
 from rigsize.models import ModelSource, resolve_model
 from rigsize.seed_table import MAX_LENGTH, size_class
 from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.steptime.run_time import run_time
+from rigsize.steptime.step import Quantiles
 
 __all__ = ["CARD", "INFERENCE_RECIPE", "InferenceRow", "predict_inference"]
 
@@ -26,6 +30,8 @@ MODELS = (
 PRECISIONS = ("fp32", "tf32", "bf16", "int8", "int4")
 """fp16 takes the bytes of bf16; int8 is LLM.int8, int4 NF4, both of bitsandbytes."""
 BATCHES = (1, 16, 128)
+DRAWS = 200
+"""Of a rate's interval: sixty rows are to be had in seconds."""
 CARD = "A100-80GB-PCIe"
 INFERENCE_RECIPE = (
     "3-way classification, one forward pass under no_grad, every text padded to 128 tokens with"
@@ -48,6 +54,11 @@ class InferenceRow:
     """Reserved peak and context."""
     size_class_gb: int | None
     """The smallest declared card on which the replay ends; None past 80 GB."""
+    texts_per_s: Quantiles | None = None
+    """Tweets a second, batch after batch."""
+    bound_by: str = ""
+    reason: str = ""
+    """Why there is no rate."""
 
 
 def predict_inference() -> list[InferenceRow]:
@@ -69,7 +80,18 @@ def _rows(source: ModelSource) -> Iterator[InferenceRow]:
                 allocated_peak_bytes=memory.allocated_peak_bytes,
                 device_peak_bytes=memory.device_peak_bytes,
                 size_class_gb=size_class(found.program, memory.allocated_peak_bytes),
+                **_rate(found),
             )
+
+
+def _rate(found: Estimate) -> dict[str, Any]:
+    """Tweets a second and what they wait for, or why nobody can say."""
+    try:
+        run = run_time(found.source, found.workload, found.strategy, found.cluster, draws=DRAWS)
+    except SizingError as error:
+        return {"reason": str(error)}
+    assert run.rates is not None
+    return {"texts_per_s": run.rates.texts_per_s, "bound_by": run.bound_by}
 
 
 def _estimate(source: ModelSource, precision: str, batch: int) -> Estimate:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rigsize.estimate import Estimate, build, estimate, profile_for
 from rigsize.hardware import Accelerator, find_accelerator
@@ -26,6 +27,9 @@ from rigsize.program.timeline import Parameter
 from rigsize.seed_settings import SettingSet, smallest_settings
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.units import GB, GIB
+
+if TYPE_CHECKING:
+    from rigsize.seed_hours import RowHours
 
 ROWS = Path(__file__).parent / "data" / "seed_rows.csv"
 MAX_LENGTH = 128
@@ -110,6 +114,8 @@ class TableRow:
     """Usable bytes of the published class less the need."""
     verdict: str = "not_answered_yet"
     note: str = ""
+    hours: RowHours | None = None
+    """The epoch, where it was asked for (`seed_hours`)."""
 
     @property
     def host_error(self) -> float | None:
@@ -126,7 +132,7 @@ def predict_table() -> list[TableRow]:
 
 
 def _predict(row: dict[str, str]) -> TableRow:
-    stated = _stated(row)
+    stated = stated_of(row)
     answer = _estimate(row, stated)
     need = answer.memory.device_peak_bytes
     assert need is not None
@@ -164,7 +170,7 @@ def _verdict_with(settings: Sequence[Reproduction], found_gb: int | None, publis
     return "impossible_as_stated" if found_gb is None or found_gb > published_gb else "missed"
 
 
-def _stated(row: dict[str, str]) -> Strategy:
+def stated_of(row: dict[str, str]) -> Strategy:
     """What the article says of a row: FSDP with CPU offload, DDP, or one GPU."""
     parallel = {"Single": "single", "DDP": "ddp", "FSDP": "fsdp"}[row["training_type"]]
     return Strategy(
@@ -181,11 +187,12 @@ def _words_of(strategy: Strategy) -> str:
 
 
 def _estimate(row: dict[str, str], strategy: Strategy) -> Estimate:
-    source, workload, cluster = _question(row)
+    source, workload, cluster = question_of(row)
     return estimate(source, workload, strategy, cluster)
 
 
-def _question(row: dict[str, str]) -> tuple[ModelSource, Workload, Cluster]:
+def question_of(row: dict[str, str]) -> tuple[ModelSource, Workload, Cluster]:
+    """What a row is about: model, task and GPUs."""
     workload = Workload(
         model=row["model"],
         task=row["task"],
@@ -200,7 +207,7 @@ def _unstated(
     row: dict[str, str], stated: Strategy, published_gb: int, parameters: Sequence[Parameter]
 ) -> tuple[Reproduction, ...]:
     """The smallest sets of other settings with which the row falls in the published class."""
-    cluster = _question(row)[2]
+    cluster = question_of(row)[2]
 
     def reproduces(strategy: Strategy) -> bool:
         mesh = mesh_of(strategy, cluster)
@@ -229,7 +236,7 @@ def _falls_in(program: Program, least_bytes: int, size_class_gb: int, own: Accel
 
 
 def _program(row: dict[str, str], strategy: Strategy) -> Program:
-    source, workload, cluster = _question(row)
+    source, workload, cluster = question_of(row)
     profile = profile_for(source, workload, strategy, cluster.accelerator)
     return build(source, profile, strategy, cluster, point_of(workload, strategy))
 

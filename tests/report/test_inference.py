@@ -8,11 +8,14 @@ from rich.console import Console
 
 from rigsize.report.inference import NOT_PUBLISHED, inference_document, inference_text
 from rigsize.seed_inference import InferenceRow
+from rigsize.steptime.step import Quantiles
 
 GIB = 1 << 30
 
 
-def _row(batch: int, device_gib: float, size: int | None) -> InferenceRow:
+def _row(
+    batch: int, device_gib: float, size: int | None, rate: Quantiles | None = None
+) -> InferenceRow:
     return InferenceRow(
         model="FacebookAI/xlm-roberta-base",
         precision="fp32",
@@ -21,10 +24,13 @@ def _row(batch: int, device_gib: float, size: int | None) -> InferenceRow:
         allocated_peak_bytes=int((device_gib - 0.5) * GIB),
         device_peak_bytes=int(device_gib * GIB),
         size_class_gb=size,
+        texts_per_s=rate,
+        bound_by="" if rate is None else "compute",
+        reason="no rate is published" if rate is None else "",
     )
 
 
-ROWS = [_row(1, 1.75, 8), _row(16, 100.0, None)]
+ROWS = [_row(1, 1.75, 8, Quantiles(8.25, 10.4, 2_000)), _row(16, 100.0, None)]
 
 
 def test_one_line_holds_all_batches() -> None:
@@ -32,8 +38,9 @@ def test_one_line_holds_all_batches() -> None:
     for part in inference_text(ROWS, "as stated", {8: "a card"}):
         console.print(part)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    (line,) = [line for line in text.splitlines() if "fp32" in line]
+    line, rates = (line for line in text.splitlines() if "fp32" in line)
     assert line.split() == ["base", "fp32", "1.00", "1.75", "(8)", "100.00", "(>", "80)"]
+    assert rates.split() == ["base", "fp32", "10", "(8.2", "to", "2,000)", "unknown"]
     assert "recipe: as stated" in text
 
 
@@ -44,6 +51,9 @@ def test_the_document_says_that_nothing_is_published() -> None:
     assert first["predicted"]["size_class_gb"] == 8
     assert second["predicted"]["size_class_gb"] is None
     assert second["predicted"]["size_class_gb_unknown_reason"] == "past the largest class"
+    assert first["predicted"]["texts_per_s"] == {"p10": 8.25, "p50": 10.4, "p90": 2_000}
+    assert second["predicted"]["texts_per_s"] is None
+    assert second["predicted"]["texts_per_s_unknown_reason"] == "no rate is published"
     for key in ("published", "verdict"):
         assert first[key] is None
         assert first[f"{key}_unknown_reason"] == NOT_PUBLISHED

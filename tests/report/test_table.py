@@ -6,7 +6,9 @@ import pytest
 
 from rigsize.report.console import PLAIN_WIDTH, write
 from rigsize.report.table import table_document, table_text
+from rigsize.seed_hours import RowHours
 from rigsize.seed_table import TableRow
+from rigsize.steptime.step import Quantiles
 from rigsize.units import GIB
 
 CARDS = {16: "P100-16GB-PCIe", 40: "A100-40GB-PCIe"}
@@ -90,3 +92,35 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 on the edge, 1 not answered yet." in text
     assert "recipe: R" in text
     assert "16 GB P100-16GB-PCIe" in text
+
+
+# -- hours --------------------------------------------------------------------------------------
+
+
+TIMED = row(hours=RowHours(published=15.3, plain=Quantiles(8, 10, 12), bound_by="compute", read=15))
+TUNED = row(
+    table="fine-tuning",
+    published_hours=3.0,
+    hours=RowHours(published=3.0, plain=Quantiles(0.04, 0.055, 0.07), bound_by="compute"),
+)
+
+
+def test_hours_stand_beside_the_articles(capsys: pytest.CaptureFixture[str]) -> None:
+    write(table_text([TIMED, TUNED], "as stated", (), CARDS))
+    text = capsys.readouterr().out
+    assert max(map(len, text.split("\n"))) <= PLAIN_WIDTH
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    assert "large 1 A100 Single 8 x 1,024 15.3 10 8 to 12 -35% 15 -2%" in lines
+    # 3 hours read as 3 minutes are 0.05 h.
+    assert "large 1 A100 Single 8 x 1,024 3 0.055 0.04 to 0.07 -98% 0.05 +10%" in lines
+    assert "fitted" in " ".join(text.split())
+
+
+def test_hours_in_json() -> None:
+    first, second, third = table_document([TIMED, TUNED, UNANSWERED], "", (), CARDS)["rows"]
+    assert first["predicted"]["hours"] == {"p10": 8, "p50": 10, "p90": 12}
+    assert first["predicted"]["hours_by_reading"] == 15
+    assert first["predicted"]["hours_by_reading_fitted"] is True
+    assert second["predicted"]["hours_by_reading"] is None
+    assert third["predicted"]["hours"]["p50"] is None
+    assert third["predicted"]["hours"]["p50_unknown_reason"]

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from validation.article import footprint, tables
+from validation.article import footprint, speed, tables
 from validation.article.claim import CLAIMS, VERDICTS, Finding
 
-MODULES = (footprint, tables)
+MODULES = (footprint, speed, tables)
 """In the order of the article; importing them registers their claims."""
 PAGE = Path(__file__).parents[2] / "docs" / "article.md"
 HEAD = """# The article's claims, one by one

@@ -11,6 +11,9 @@ from rigsize.models import resolve_model
 from rigsize.report.answer import command_of
 from rigsize.seed_table import MAX_LENGTH
 from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.steptime.run_time import RunTime, run_time
+from rigsize.steptime.step import Quantiles
+from rigsize.units import format_duration
 
 BASE, LARGE, XL, XXL = (f"xlm-roberta-{size}" for size in ("base", "large", "xl", "xxl"))
 GB = 10**9
@@ -61,3 +64,14 @@ def gib(num_bytes: float) -> str:
 def gb(num_bytes: float) -> str:
     """`6.17 GB`, decimal as the article counts."""
     return f"{num_bytes / GB:.2f} GB"
+
+
+def timed(found: Estimate) -> RunTime:
+    """The step of an estimate, and its rates in inference."""
+    return run_time(found.source, found.workload, found.strategy, found.cluster, draws=200)
+
+
+def spread(seconds: Quantiles) -> str:
+    """`1.2 s (1.0 s to 1.5 s)`."""
+    low, mid, high = map(format_duration, seconds)
+    return f"{mid} ({low} to {high})"

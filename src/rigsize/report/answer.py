@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rigsize.estimate import Estimate
+from rigsize.report.time import NOT_TIMED, Timed
 from rigsize.spec import Cluster, Strategy, Workload
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Answer:
     usual_words: str = ""
     edits: tuple[Edit, ...] = ()
     """What would make it fit, or else save most."""
+    timed: Timed = NOT_TIMED
 
     @property
     def capacity_bytes(self) -> int | None:
@@ -78,7 +80,8 @@ class Answer:
     @property
     def command(self) -> str:
         """The command that asks this very question, every setting written out."""
-        return command_of("estimate", self.estimate, self.requested_headroom_bytes)
+        plain = command_of("estimate", self.estimate, self.requested_headroom_bytes)
+        return " ".join([plain, *map(shlex.quote, self.timed.command)])
 
 
 def command_of(verb: str, estimate: Estimate, headroom_bytes: int = 0) -> str:

@@ -16,6 +16,7 @@ from rigsize.report.answer import (
     trained_bytes_per_parameter,
 )
 from rigsize.report.host import host_document
+from rigsize.report.time import cost_document, time_document
 
 if TYPE_CHECKING:
     from rigsize.errors import SizingError
@@ -54,8 +55,8 @@ def estimate_document(answer: Answer) -> dict[str, Any]:
         "memory": _memory(answer),
         "peaks": _peaks(answer),
         "host": host_document(estimate),
-        "time": _time(),
-        "cost": unknown("usd", NOT_YET) | unknown("price_date", "no price was used"),
+        "time": time_document(answer.timed),
+        "cost": cost_document(answer.timed),
         **_generation(answer),
         **_devices(answer),
         "fit": _fit(answer),
@@ -67,7 +68,7 @@ def estimate_document(answer: Answer) -> dict[str, Any]:
         "precision": _precision(answer),
         "attention_kernels": dict(estimate.program.kernels),
         "versions": dict(estimate.versions),
-        "assumptions": [*answer.assumed, *estimate.assumptions],
+        "assumptions": [*answer.assumed, *estimate.assumptions, *answer.timed.assumptions],
         "notes": [*answer.notes, *estimate.notes],
         "command": answer.command,
     }
@@ -161,13 +162,6 @@ def _devices(answer: Answer) -> dict[str, Any]:
     """Every device, where one model is spread over several."""
     shares = answer.estimate.devices
     return {"devices": [asdict(share) for share in shares]} if shares else {}
-
-
-def _time() -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for key in ("step_s", "epoch_hours", "bound_by"):
-        document |= unknown(key, NOT_YET)
-    return document
 
 
 def _fit(answer: Answer) -> dict[str, Any]:

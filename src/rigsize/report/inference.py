@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rigsize.report.document import unknown
+from rigsize.report.time import quantiles
 from rigsize.units import GIB
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def inference_text(
         *(f"batch {batch}\nGiB (GB)" for batch in batches),
     ]
     made = table("XLM-RoBERTa, inference, 3 classes, 128 tokens", *columns, right=columns[2:])
+    columns = ["model", "precision", *(f"batch {batch}\ntweets/s" for batch in batches)]
+    rates = table("Tweets a second, p50 (p10 to p90)", *columns, right=columns[2:])
     lines: dict[tuple[str, str], list[InferenceRow]] = {}
     for row in rows:
         lines.setdefault((row.model, row.precision), []).append(row)
@@ -39,10 +42,12 @@ def inference_text(
         weights = f"{of_batches[0].weight_bytes / GIB:.2f}"
         name = model.rpartition("/")[2].removeprefix("xlm-roberta-")
         made.add_row(name, precision, weights, *(_cell(row) for row in of_batches))
+        rates.add_row(name, precision, *(_rate(row) for row in of_batches))
     yield made
+    yield rates
     yield (
         "Device peak (reserved and context), in brackets the size class: the smallest card on which"
-        " the replay ends."
+        " the replay ends. Rates are of one copy of the model that never waits for texts."
     )
     yield f"recipe: {recipe}"
     yield "classes: " + ", ".join(f"{size} GB {card}" for size, card in cards.items())
@@ -51,6 +56,13 @@ def inference_text(
 def _cell(row: InferenceRow) -> str:
     size = "> 80" if row.size_class_gb is None else str(row.size_class_gb)
     return f"{row.device_peak_bytes / GIB:.2f} ({size})"
+
+
+def _rate(row: InferenceRow) -> str:
+    if row.texts_per_s is None:
+        return "unknown"
+    low, mid, high = (f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}" for rate in row.texts_per_s)
+    return f"{mid} ({low} to {high})"
 
 
 def inference_document(
@@ -78,6 +90,11 @@ def _row(row: InferenceRow) -> dict[str, Any]:
         unknown("size_class_gb", "past the largest class")
         if size is None
         else {"size_class_gb": size}
+    )
+    predicted |= (
+        unknown("texts_per_s", row.reason)
+        if row.texts_per_s is None
+        else {"texts_per_s": quantiles(row.texts_per_s), "bound_by": row.bound_by}
     )
     return {
         "table": "inference",

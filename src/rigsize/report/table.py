@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rigsize.report.document import NOT_YET, unknown
+from rigsize.report.seed_hours import hours_document, hours_text
 from rigsize.units import GB, GIB
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def table_text(
     yield f"recipe: {recipe}"
     yield "classes: " + ", ".join(f"{size} GB {card}" for size, card in cards.items())
     yield "\n".join(f"- {footnote}" for footnote in footnotes)
+    yield from hours_text(rows)
 
 
 def _empty(title: str) -> Table:
@@ -170,7 +172,4 @@ def _predicted(row: TableRow) -> dict[str, Any]:
         if host is None
         else {"host_peak_bytes": host, "host_error": row.host_error}
     )
-    hours: dict[str, Any] = {}
-    for key in ("p10", "p50", "p90"):
-        hours |= unknown(key, NOT_YET)
-    return document | {"hours": hours}
+    return document | hours_document(row)

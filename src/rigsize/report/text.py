@@ -16,6 +16,7 @@ from rigsize.report.answer import (
 )
 from rigsize.report.console import table
 from rigsize.report.host import host_text
+from rigsize.report.time import time_text
 from rigsize.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -49,10 +50,12 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
     yield from _passes(answer)
     yield from _device_table(answer)
     yield _parameters(answer)
+    yield from time_text(answer.timed)
     if answer.estimate.fit.of_card == "does_not_fit":
         yield from _what_would_fit(answer)
     yield from _lines("note", [*answer.notes, *answer.estimate.notes])
-    yield from _lines("assumed", [*answer.assumed, *answer.estimate.assumptions])
+    of_time = answer.timed.assumptions
+    yield from _lines("assumed", [*answer.assumed, *answer.estimate.assumptions, *of_time])
 
 
 def _moments(answer: Answer) -> Iterator[str]:
