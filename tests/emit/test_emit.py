@@ -123,6 +123,31 @@ def test_hsdp_is_copies_times_shards(tmp_path: Path) -> None:
     assert config.parallelism_config["parallelism_config_dp_shard_size"] == 8
 
 
+def environment(found: Launch, folder: Path) -> Mapping[str, str]:
+    """What accelerate's own launcher hands to the ranks of that file."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    write_files(emit(found), folder)
+    words = ["--config_file", str(folder / "accelerate.yaml"), "--main_process_ip", "a", "s.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    environment: Mapping[str, str] = prepare_multi_gpu_env(arguments)
+    return environment
+
+
+def test_the_launcher_hands_on_what_the_plan_says(tmp_path: Path) -> None:
+    told = environment(launch("hsdp", nodes=4), tmp_path / "hsdp")
+    assert told["FSDP_VERSION"] == "2"
+    assert told["FSDP_RESHARD_AFTER_FORWARD"] == "false"
+    assert told["FSDP_ACTIVATION_CHECKPOINTING"] == "false"
+    assert told["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert told["PARALLELISM_CONFIG_DP_REPLICATE_SIZE"] == "4"
+    assert told["PARALLELISM_CONFIG_DP_SHARD_SIZE"] == "8"
+    told = environment(launch("fsdp", nodes=2), tmp_path / "fsdp")
+    assert told["FSDP_OFFLOAD_PARAMS"] == told["FSDP_ACTIVATION_CHECKPOINTING"] == "true"
+    assert told["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
 def test_what_accelerate_cannot_say_is_said() -> None:
     plain = {file.name: file for file in emit(launch("single")).files}["accelerate.yaml"]
     notes = " ".join(plain.notes)

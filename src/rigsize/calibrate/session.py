@@ -141,12 +141,8 @@ def _plan(session: _Session, source: ModelSource) -> Iterator[tuple[Iterable[Tas
             session.unmeasured[_ON_GPU_ALONE[3]] = "there is one GPU"
     else:
         session.unmeasured |= dict.fromkeys(_ON_GPU_ALONE, _NO_GPU)
-    yield (
-        _one(
-            session, "dispatch", lambda: on_host.dispatch_task(on_host.tiny_config(source.config))
-        ),
-        "cpu",
-    )
+    tiny = on_host.tiny_config(source.config)
+    yield _one(session, "dispatch", lambda: on_host.dispatch_task(tiny)), "cpu"
     yield on_host.adamw_tasks(quick=quick), "cpu"
     if device == "cpu":
         yield products("cpu", "fp32", quick=quick), "cpu"

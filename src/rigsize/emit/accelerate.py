@@ -183,6 +183,11 @@ def _memory_notes(strategy: Strategy) -> Iterator[str]:
 def _own_notes(launch: Launch) -> Iterator[str]:
     """Where accelerate does otherwise than the plan."""
     strategy = launch.strategy
+    if _kind(launch) == "MULTI_CPU":
+        yield (
+            "accelerate starts several CPU ranks through mpirun alone: torchrun --nproc-per-node"
+            f" {launch.cluster.per_node} YOUR_SCRIPT.py does without"
+        )
     if strategy.parallel in ("fsdp", "hsdp"):
         yield (
             "accelerate wraps the model's _no_split_modules, the plan its layers: set"

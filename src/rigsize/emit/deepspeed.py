@@ -44,10 +44,18 @@ def deepspeed_config(launch: Launch) -> tuple[dict[str, Any], tuple[str, ...]]:
     }
     for engine in ("bf16", "fp16"):
         document[engine] = {"enabled": _ENGINES.get(strategy.precision) == engine}
-    optimizer, notes = _optimizer(launch)
+    optimizer = _optimizer(launch)
+    notes: tuple[str, ...]
     if optimizer is not None:
         document["optimizer"] = optimizer
+        notes = (
+            f"optimizer {optimizer['type']}, learning rate {launch.learning_rate:g}, weight decay"
+            f" {launch.weight_decay:g} stand in {DEEPSPEED}: the script makes none of its own"
+            " (accelerate.utils.DummyOptim; transformers' Trainer wants the same two numbers)",
+        )
     else:
+        name = strategy.optimizer
+        notes = (f"DeepSpeed has no entry for {name}: the script hands it to deepspeed.initialize",)
         # Else DeepSpeed refuses a script's own optimizer beside offloaded states.
         document["zero_force_ds_cpu_optimizer"] = False
     return document, notes
@@ -75,19 +83,16 @@ def _offloaded(strategy: Strategy) -> tuple[str, ...]:
     return table.get(strategy.offload, ())
 
 
-def _optimizer(launch: Launch) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """(the entry, or None where the script hands its own to `deepspeed.initialize`; notes)."""
+def _optimizer(launch: Launch) -> dict[str, Any] | None:
+    """The entry; None where the script hands its own to `deepspeed.initialize`."""
     name = launch.strategy.optimizer
-    rate: dict[str, Any] = {"lr": launch.learning_rate}
-    decay = {"weight_decay": launch.weight_decay}
+    params: dict[str, Any] = {"lr": launch.learning_rate, "weight_decay": launch.weight_decay}
     if name in _TORCH_ADAM and "optimizer" in _offloaded(launch.strategy):
         # DeepSpeedCPUAdam, whose time the prediction counts with.
-        return {"type": "AdamW", "params": rate | decay}, ()
+        return {"type": "AdamW", "params": params}
     if name in _TORCH_ADAM:
-        params = rate | decay | {"torch_adam": True} | _TORCH_ADAM[name]
-        return {"type": "AdamW", "params": params}, ()
+        return {"type": "AdamW", "params": params | {"torch_adam": True} | _TORCH_ADAM[name]}
     if name in _TORCH_OTHER:
         kind, own = _TORCH_OTHER[name]
-        return {"type": kind, "params": rate | decay | own | {"foreach": True}}, ()
-    note = f"DeepSpeed has no entry for {name}: the script hands it to deepspeed.initialize"
-    return None, (note,)
+        return {"type": kind, "params": params | own | {"foreach": True}}
+    return None
