@@ -23,6 +23,7 @@ from validation.times_rows import MEASURED_CARDS, PROOF, LeftOut, Question, Row,
 from rigsize.errors import SizingError
 from rigsize.point import point_of
 from rigsize.program import work_for
+from rigsize.program.work_build import decode_work_for
 from rigsize.steptime import StepTime, step_time
 
 PAGE = Path(__file__).parents[1] / "docs" / "step_times.md"
@@ -60,7 +61,8 @@ class Judged:
     def line(self) -> str:
         """One row of a table."""
         row, answer = self.question.row, self.answer
-        size = f"{row['micro_batch']:.4} x {row['seq_len']} x {row['grad_accum'] or 1:.4}"
+        micro, more = (float(row[key] or 1) for key in ("micro_batch", "grad_accum"))
+        size = f"{micro:g} x {row['seq_len']} x {more:g}"
         low, mid, high = answer.step_s
         return (
             f"| {row['id']} | {row['model']} {row['method'] or 'inference'} {row['precision'][:9]}"
@@ -74,7 +76,8 @@ def predict(question: Question, draws: int = 500) -> Judged:
     """The step of a question, or its backward pass."""
     accelerator = question.cluster.accelerator
     point = point_of(question.workload, question.strategy)
-    work = work_for(question.source, question.workload, question.strategy, accelerator, point)
+    find = decode_work_for if question.decode else work_for
+    work = find(question.source, question.workload, question.strategy, accelerator, point)
     if question.backward_only:
         backward = tuple(s for s in work.segments if s.phase == "backward")
         work = replace(work, segments=backward, training=False)

@@ -42,9 +42,11 @@ class Question:
     strategy: Strategy
     cluster: Cluster
     seconds: float
-    """Published, of a step; with `backward_only` of its backward pass."""
+    """Published, of a step; with `backward_only` of its backward pass, with `decode` of a token."""
     network_bytes_per_s: float | None = None
     backward_only: bool = False
+    decode: bool = False
+    """One token behind prompt and half of what is written."""
 
 
 class LeftOut(Exception):
@@ -354,6 +356,34 @@ def _neusight_source(row: Row) -> ModelSource:
     )
 
 
+# -- Qwen's generation --------------------------------------------------------------------------
+
+_WRITTEN_TOKENS = 2048
+
+
+def _generation(row: Row) -> Question:
+    if row["precision"] != "pure-bf16" or row["n_gpus"] != "1":
+        raise LeftOut("quantised, or spread over several cards")
+    name = row["model"].replace("-Instruct", "").replace("Qwen2-", "Qwen2.5-")
+    source = resolve_model(f"Qwen/{name}", allow_network=False)
+    length = int(row["seq_len"])
+    return Question(
+        row=row,
+        source=source,
+        workload=_texts(
+            source,
+            length,
+            use="inference",
+            prompt_length=length,
+            max_new_tokens=_WRITTEN_TOKENS // 2,
+        ),
+        strategy=Strategy(precision="bf16", attention="flash"),
+        cluster=_cluster(row, "A100-80GB-SXM"),
+        seconds=1 / float(row["tokens_per_s_per_gpu"]),
+        decode=True,
+    )
+
+
 _SLICES: dict[str, Callable[[Row], Question]] = {
     "peft-metamath-l40s": _peft,
     "qwen1-finetune": _qwen,
@@ -365,4 +395,6 @@ _SLICES: dict[str, Callable[[Row], Question]] = {
     "foundry-h100": _foundry,
     "neusight-train": _neusight,
     "neusight-inf": _neusight,
+    "qwen2-inference-hf": _generation,
+    "qwen2.5-inference-hf": _generation,
 }

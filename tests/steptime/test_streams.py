@@ -1,6 +1,8 @@
 """Hand-worked clocks, in seconds."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rigsize.steptime.streams import COPIES, HOST, HOST_STEP, LINKS, Clock, Stage, run
 
@@ -54,3 +56,53 @@ def test_a_stage_that_waits_is_not_prefetched_for() -> None:
     # 1 s of compute, then a copy back of 2 s that may only begin when all is done.
     clock = played(Stage(busy_s=1), Stage(waits=True, fetch_s=2))
     assert clock.compute == pytest.approx(3)
+
+
+seconds = st.floats(0.0, 10.0)
+stages = st.lists(
+    st.builds(
+        Stage,
+        busy_s=seconds,
+        host_s=seconds,
+        fetch_s=st.one_of(st.just(0.0), seconds),
+        gather_s=st.one_of(st.just(0.0), seconds),
+        reductions=st.lists(st.tuples(st.floats(0.0, 1.0), seconds), max_size=3).map(
+            lambda found: tuple(sorted(found))
+        ),
+        store_s=st.one_of(st.just(0.0), seconds),
+        host_step_s=st.one_of(st.just(0.0), seconds),
+        waits=st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+@given(stages)
+def test_between_the_longest_stream_and_all_of_them_in_turn(made: list[Stage]) -> None:
+    clock = played(*made)
+    streams = (
+        sum(stage.busy_s for stage in made),
+        sum(stage.host_s + stage.host_step_s for stage in made),
+        sum(stage.gather_s + sum(s for _, s in stage.reductions) for stage in made),
+        sum(stage.fetch_s for stage in made),
+        sum(stage.store_s for stage in made),
+    )
+    assert clock.compute >= max(streams) - 1e-6
+    assert clock.compute <= sum(streams) + 1e-6
+
+
+@given(stages)
+def test_what_compute_waits_for_is_all_that_it_is_not_busy(made: list[Stage]) -> None:
+    clock = played(*made)
+    busy = sum(stage.busy_s for stage in made)
+    assert clock.compute == pytest.approx(busy + sum(clock.waits.values()), abs=1e-6)
+
+
+@given(stages, st.integers(0, 7), seconds)
+def test_more_of_anything_is_never_faster(made: list[Stage], at: int, more: float) -> None:
+    if not made:
+        return
+    at %= len(made)
+    longer = made[at]._replace(busy_s=made[at].busy_s + more, gather_s=made[at].gather_s + more)
+    slower = [*made[:at], longer, *made[at + 1 :]]
+    assert played(*slower).compute >= played(*made).compute - 1e-6

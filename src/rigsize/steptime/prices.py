@@ -17,7 +17,7 @@ from rigsize.spec import Strategy
 from rigsize.steptime.attention import Heads, attention
 from rigsize.steptime.calibration import Calibration
 from rigsize.steptime.constants import COMPILED_LAUNCHES, COMPILED_TRAFFIC, MISALIGNED
-from rigsize.steptime.gemm import Layout, gemm
+from rigsize.steptime.gemm import Layout, gemm, peak_flops_per_s
 from rigsize.steptime.kernel_time import KernelTime
 from rigsize.steptime.memory_bound import MemoryClass, memory_bound
 
@@ -26,12 +26,14 @@ __all__ = [
     "MISALIGNED_PRODUCTS",
     "OPTIMIZER",
     "PRODUCTS",
+    "THIN_PRODUCTS",
     "Priced",
     "Pricer",
     "Spread",
 ]
 
 PRODUCTS = "matrix products"
+THIN_PRODUCTS = "matrix products bound by memory"
 MISALIGNED_PRODUCTS = "matrix products with misaligned rows"
 ATTENTION = "fused attention"
 ELEMENTWISE = "element-wise operators and copies"
@@ -203,7 +205,16 @@ class Pricer:
         if layout != "nt" and time.basis == "measured":
             sigma = math.hypot(time.sigma, _SIGMA_LAYOUT)
             time = replace(time, basis="derived", sigma=sigma)
-        return (MISALIGNED_PRODUCTS if time.misaligned else PRODUCTS), time
+        if time.misaligned:
+            return MISALIGNED_PRODUCTS, time
+        return (THIN_PRODUCTS if self._is_thin(kernel.sizes, dtype) else PRODUCTS), time
+
+    def _is_thin(self, sizes: tuple[int, ...], dtype: str) -> bool:
+        """Whether moving the operands takes longer than multiplying them, both at their peaks."""
+        batch, m, n, k = sizes
+        element = 4 if dtype in ("fp32", "tf32") else 2
+        moved_s = element * batch * (m * k + k * n + m * n) / (self.gpu.memory_bytes_per_s or 1.0)
+        return moved_s > 2 * batch * m * n * k / peak_flops_per_s(self.gpu, dtype)
 
     def _four_bit(self, kernel: Kernel) -> tuple[str, KernelTime]:
         """Bitsandbytes reads the 4-bit matrix as it is for one row, and unpacks it for more."""
