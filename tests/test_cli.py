@@ -265,9 +265,9 @@ BAD = {
         (*WRITE, "--prompt-length", "1000", "--max-new-tokens", "100"),
         "has positions for 1,024 tokens",
     ),
-    "written through an adapter": (
-        (*WRITE, "--max-new-tokens", "8", "--method", "lora"),
-        "merged into the weights",
+    "written behind virtual tokens": (
+        (*WRITE, "--max-new-tokens", "8", "--method", "prefix"),
+        "did you mean lora",
     ),
     "written unpadded": (
         (*WRITE, "--max-new-tokens", "8", "--padding", "unpadded"),

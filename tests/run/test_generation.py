@@ -11,6 +11,7 @@ from tests.trace.generating import Case, nothing
 from rigsize.errors import UnsupportedCombination
 from rigsize.run.generation import Generation
 from rigsize.run.step import StepRecipe
+from rigsize.spec.adapter import Adapter
 
 NEW_TOKENS = 6
 FAMILIES = ("llama", "gemma3_text", "bloom", "mamba", "t5", "bart")
@@ -32,6 +33,23 @@ def test_it_writes_what_generate_writes(family: str, padded: bool) -> None:
     model.generation_config.eos_token_id = None
     theirs = model.generate(**case.batch(length=12), max_new_tokens=NEW_TOKENS, do_sample=False)
     assert torch.equal(written(case).input_ids, theirs)
+
+
+def test_it_writes_what_generate_writes_through_an_adapter() -> None:
+    case = Case(family="llama", adapter=Adapter(method="lora", rank=4))
+    model: Any = case.model()
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:  # peft begins with zeros, through which nothing would be seen
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.generation_config.eos_token_id = None
+    batch = case.batch(length=12)
+    theirs = model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)
+    generation = Generation(model, batch, case.recipe)
+    generation.prefill(nothing)
+    for _ in range(NEW_TOKENS - 1):
+        generation.decode(nothing)
+    assert torch.equal(generation.input_ids, theirs)
+    assert not torch.equal(written(Case(family="llama")).input_ids, theirs)
 
 
 def test_what_is_held_between_two_passes() -> None:

@@ -15,6 +15,7 @@ from rigsize.program.generation import build_generation
 from rigsize.run.generation import Generation
 from rigsize.run.step import StepRecipe
 from rigsize.spec import Strategy
+from rigsize.spec.adapter import Adapter
 from rigsize.trace.capture import Traced
 from rigsize.trace.model import BuildOptions, build, load_config
 from rigsize.trace.profile import Profile, TraceKey
@@ -32,10 +33,12 @@ class Case:
     compute: str = "fp32"
     padded: bool = False
     attention: str = "sdpa"
+    adapter: Adapter | None = None
 
     def __str__(self) -> str:
         padding = "padded" if self.padded else "whole"
-        return f"{self.family}-{self.compute}-{self.attention}-{padding}"
+        adapter = f"-{self.adapter.text()}" if self.adapter else ""
+        return f"{self.family}-{self.compute}-{self.attention}-{padding}{adapter}"
 
     @property
     def encodes(self) -> bool:
@@ -51,6 +54,7 @@ class Case:
             attention=self.attention,
             training=False,
             generates=True,
+            adapter=self.adapter,
         )
 
     @property
@@ -105,8 +109,10 @@ def verdict(case: Case, cache: str) -> Verdict:
     if decodes:
         generation.prefill(nothing)
         generation.decode(nothing)
-        return compare(trace, profile_once(lambda: generation.decode(nothing)))
-    return compare(trace, profile_once(lambda: generation.prefill(nothing)))
+        tree = profile_once(lambda: generation.decode(nothing))
+    else:
+        tree = profile_once(lambda: generation.prefill(nothing))
+    return compare(trace, tree, folds=case.adapter is None)
 
 
 def generated_peak(case: Case, new_tokens: int, length: int = PROMPT) -> int:
@@ -137,6 +143,7 @@ def predicted_peak(case: Case, new_tokens: int, length: int = PROMPT) -> int:
         num_labels=3,
         hold_output=True,
         cache="prefill",
+        adapter=case.adapter.text() if case.adapter else "",
     )
     keys = (1 if case.encodes else length) + new_tokens - 1
     point = {"B": 2, "S": length, "T": 0, "C": keys}

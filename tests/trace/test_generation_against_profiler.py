@@ -11,16 +11,19 @@ import pytest
 from tests.trace.generating import Case, generated_peak, predicted_peak, verdict
 from tests.trace.tiny import CONFIGS
 
+from rigsize.spec.adapter import Adapter
 from rigsize.trace.capture import Traced
 from rigsize.trace.model import load_config
 from rigsize.trace.recorder import ALLOC, CARRY
 
+LORA = Adapter(method="lora", rank=4)
 PASSES = ("prefill", "decode")
 QUICK = [
     Case(family="llama"),
     Case(family="llama", compute="half", padded=True),
     Case(family="gemma3_text", padded=True),
     Case(family="t5", compute="half"),
+    Case(family="llama", compute="half", adapter=LORA),
 ]
 SLOW = [
     *(Case(family=f) for f in "gpt2 gpt_neox falcon gemma3_text mamba bart".split()),
@@ -29,6 +32,10 @@ SLOW = [
     Case(family="mixtral", compute="half", padded=True),
     Case(family="llama", attention="eager"),
     Case(family="llama", compute="amp"),
+    Case(family="llama", compute="half", adapter=replace(LORA, method="dora")),
+    Case(family="llama", adapter=Adapter(method="ia3")),
+    Case(family="gpt2", padded=True, adapter=LORA),
+    Case(family="t5", adapter=LORA),
 ]
 
 
@@ -58,6 +65,7 @@ SPECIAL_TOKENS = 64
         (Case(family="llama", padded=True), 13),  # the last step is the peak
         (Case(family="gemma3_text"), 8),  # it grows past the window of 16
         (Case(family="bart", padded=True), 40),
+        (Case(family="llama", adapter=LORA), 13),
     ],
     ids=str,
 )

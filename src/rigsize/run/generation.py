@@ -38,6 +38,16 @@ class Held:
     tensor: torch.Tensor
 
 
+def _whose_generate(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformers model whose `generate` runs.
+
+    `PeftModelForCausalLM.generate` calls its base model's (peft 0.21), into whose modules adapters
+    of LoRA's kind and IA3 are put.
+    """
+    inside = getattr(model, "get_base_model", None)
+    return model if inside is None else inside()
+
+
 class Generation:
     """One call of `generate`, to be driven by hand: `prefill`, then `decode` as often as wanted.
 
@@ -53,10 +63,10 @@ class Generation:
         target_length: int = 1,
     ) -> None:
         """`target_length` tokens are there already for the decoder of an encoder-decoder."""
-        self.model: Any = model
+        self.model: Any = _whose_generate(model)
         self.target_length = target_length
         self.recipe = recipe
-        config: Any = model.config
+        config: Any = self.model.config
         self.encodes = bool(config.is_encoder_decoder)
         self.settings = _settings(self.model)
         self.given = dict(batch)

@@ -39,13 +39,12 @@ def _check_generation(workload: Workload, strategy: Strategy) -> None:
             f"only causal-lm and seq2seq-lm write tokens, the task is {workload.task}",
             hint="without it one pass over max-length is answered",
         )
-    if strategy.method != "full":
+    if strategy.method in PROMPT_METHODS:
         raise UnsupportedCombination(
             "method",
             strategy.method,
-            "generation through an adapter is not answered yet",
-            nearest="full",
-            hint="merged into the weights it takes no memory",
+            "generation behind virtual tokens is not answered: peft makes their cache itself",
+            nearest="lora",
         )
     if strategy.parallel != "single":
         raise UnsupportedCombination(
