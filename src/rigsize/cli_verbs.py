@@ -198,20 +198,25 @@ def _inference_table(given: Given) -> int:
     return 0
 
 
+SEED_DRAWS = 200
+"""Of thirteen intervals, to be had in seconds."""
+
+
 def _seed_table(given: Given) -> int:
     from rigsize.report.table import table_document, table_text
     from rigsize.seed_hours import predict_hours
     from rigsize.seed_table import CLASS_CARDS, FOOTNOTES, RECIPE, predict_table
 
     with waiting("tracing the article's models, which takes a minute the first time"):
-        every = zip(predict_table(), predict_hours(), strict=True)
-        rows = [replace(row, hours=hours) for row, hours in every]
+        hours = predict_hours(draws=SEED_DRAWS)
+        every = zip(predict_table(), hours.rows, strict=True)
+        rows = [replace(row, hours=one) for row, one in every]
     rows = [row for row in rows if given.get("use") in (None, row.table)]
     more = (RECIPE, FOOTNOTES, CLASS_CARDS)
     print_answer(
-        lambda: table_document(rows, *more),
+        lambda: table_document(rows, *more, hours.fitted),
         bool(given.get("json")),
-        lambda: table_text(rows, *more),
+        lambda: table_text(rows, *more, hours.fitted),
     )
     return 0
 

@@ -6,7 +6,7 @@ import pytest
 
 from rigsize.report.console import PLAIN_WIDTH, write
 from rigsize.report.table import table_document, table_text
-from rigsize.seed_hours import RowHours
+from rigsize.seed_hours import Reading, RowHours
 from rigsize.seed_table import TableRow
 from rigsize.steptime.step import Quantiles
 from rigsize.units import GIB
@@ -106,14 +106,22 @@ TUNED = row(
 
 
 def test_hours_stand_beside_the_articles(capsys: pytest.CaptureFixture[str]) -> None:
-    write(table_text([TIMED, TUNED], "as stated", (), CARDS))
+    fitted = Reading(fixed_s=0.1, host_s_per_param=0.5e-9)
+    write(table_text([TIMED, TUNED], "as stated", (), CARDS, fitted))
     text = capsys.readouterr().out
     assert max(map(len, text.split("\n"))) <= PLAIN_WIDTH
     lines = [" ".join(line.split()) for line in text.split("\n")]
     assert "large 1 A100 Single 8 x 1,024 15.3 10 8 to 12 -35% 15 -2%" in lines
     # 3 hours read as 3 minutes are 0.05 h.
     assert "large 1 A100 Single 8 x 1,024 3 0.055 0.04 to 0.07 -98% 0.05 +10%" in lines
-    assert "fitted" in " ".join(text.split())
+    assert "0.50 ns and 100 ms" in " ".join(text.split())
+
+
+def test_what_is_fitted_is_marked_in_json() -> None:
+    fitted = Reading(fixed_s=0.1, host_s_per_param=0.5e-9)
+    found = table_document([TIMED], "", (), CARDS, fitted)["reading"]
+    assert (found["fixed_s"], found["fitted_to"]) == (0.1, "the nine pre-training rows")
+    assert table_document([TIMED], "", (), CARDS)["reading"] is None
 
 
 def test_hours_in_json() -> None:

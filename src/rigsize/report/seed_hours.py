@@ -11,10 +11,10 @@ from rigsize.report.time import quantiles
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rigsize.seed_hours import RowHours
+    from rigsize.seed_hours import Reading, RowHours
     from rigsize.seed_table import TableRow
 
-__all__ = ["hours_document", "hours_text"]
+__all__ = ["hours_document", "hours_text", "reading_document"]
 
 _COLUMNS = ("model", "GPUs", "batch\nx acc.", "published\nh", "plain\nh", "p10 to p90", "error")
 _READ = ("one reading\nh", "error")
@@ -25,13 +25,18 @@ _ABOUT = {
 }
 
 
-def hours_text(rows: Sequence[TableRow]) -> Iterator[RenderableType]:
+def hours_text(rows: Sequence[TableRow], fitted: Reading | None) -> Iterator[RenderableType]:
     """A table for each of the article's, then what its columns are."""
     timed = [row for row in rows if row.hours is not None]
     for name in dict.fromkeys(row.table for row in timed):
         yield _table(name, [row for row in timed if row.table == name])
     if any(row.table == "pre-training" for row in timed):
-        yield from _reading([row.hours for row in timed if row.hours and row.hours.read])
+        yield (
+            "Plain is the recipe above under the article's words, nothing fitted; precision,"
+            " padding and what crosses to the host in a micro-step are not in the article."
+        )
+        if fitted is not None:
+            yield _reading([row.hours for row in timed if row.hours and row.hours.read], fitted)
     if any(row.table == "fine-tuning" for row in timed):
         yield (
             "The fine-tuning hours contradict the article's own pre-training rates by 20 to 180"
@@ -80,21 +85,35 @@ def _beside(hours: RowHours) -> tuple[str, str]:
     return f"{minutes:.3g}", error
 
 
-def _reading(rows: Sequence[RowHours]) -> Iterator[str]:
-    from rigsize.seed_hours import FITTED, HOST_OF_H100, READING
+def _reading(rows: Sequence[RowHours], fitted: Reading) -> str:
+    from rigsize.seed_hours import HOST_OF_H100, READING
 
     errors = sorted(abs(row.read / row.published - 1) for row in rows if row.read)
-    yield (
-        "Plain is the recipe above under the article's words, nothing fitted; precision, padding"
-        " and what crosses to the host in a micro-step are not in the article."
-    )
-    yield (
-        f"One reading, fitted: {READING}, {FITTED.host_s_per_param * 1e9:.2f} ns and"
-        f" {FITTED.fixed_s * 1e3:.0f} ms. The host of the H100 machine takes"
+    return (
+        f"One reading, fitted: {READING}, {fitted.host_s_per_param * 1e9:.2f} ns and"
+        f" {fitted.fixed_s * 1e3:.0f} ms. The host of the H100 machine takes"
         f" {HOST_OF_H100.value:.2f} of the time ({HOST_OF_H100.basis}). Median error"
         f" {errors[len(errors) // 2]:.1%}, worst {errors[-1]:.0%}; with each row left out of its"
         " own fit: validation/check_seed_hours.py."
     )
+
+
+def reading_document(fitted: Reading | None) -> dict[str, Any]:
+    """What was fitted, and to what."""
+    from rigsize.seed_hours import HOST_OF_H100, READING
+
+    if fitted is None:
+        return unknown("reading", "the pre-training rows are not timed")
+    return {
+        "reading": {
+            "words": READING,
+            "fitted_to": "the nine pre-training rows",
+            "fixed_s": fitted.fixed_s,
+            "host_s_per_parameter": fitted.host_s_per_param,
+            "h100_host_share": HOST_OF_H100.value,
+            "h100_host_basis": HOST_OF_H100.basis,
+        }
+    }
 
 
 def hours_document(row: TableRow) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rigsize.report.document import NOT_YET, unknown
-from rigsize.report.seed_hours import hours_document, hours_text
+from rigsize.report.seed_hours import hours_document, hours_text, reading_document
 from rigsize.units import GB, GIB
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from rigsize.seed_hours import Reading
     from rigsize.seed_table import Reproduction, TableRow
 
 __all__ = ["table_document", "table_text"]
@@ -29,7 +30,11 @@ _NUMBERS = _COLUMNS[2:7]
 
 
 def table_text(
-    rows: Sequence[TableRow], recipe: str, footnotes: Sequence[str], cards: Mapping[int, str]
+    rows: Sequence[TableRow],
+    recipe: str,
+    footnotes: Sequence[str],
+    cards: Mapping[int, str],
+    fitted: Reading | None = None,
 ) -> Iterator[RenderableType]:
     """One table each for fine-tuning and pre-training, then what belongs to them."""
     notes: list[str] = []
@@ -52,7 +57,7 @@ def table_text(
     yield f"recipe: {recipe}"
     yield "classes: " + ", ".join(f"{size} GB {card}" for size, card in cards.items())
     yield "\n".join(f"- {footnote}" for footnote in footnotes)
-    yield from hours_text(rows)
+    yield from hours_text(rows, fitted)
 
 
 def _empty(title: str) -> Table:
@@ -105,12 +110,17 @@ def _words(verdict: str) -> str:
 
 
 def table_document(
-    rows: Sequence[TableRow], recipe: str, footnotes: Sequence[str], cards: Mapping[int, str]
+    rows: Sequence[TableRow],
+    recipe: str,
+    footnotes: Sequence[str],
+    cards: Mapping[int, str],
+    fitted: Reading | None = None,
 ) -> dict[str, Any]:
     """By the contract."""
     return {
         "rows": [_row(row) for row in rows],
         "recipe": recipe,
+        **reading_document(fitted),
         "size_class_cards": {str(size): card for size, card in cards.items()},
         "footnotes": list(footnotes),
     }

@@ -175,9 +175,10 @@ class _Run:
 
     @property
     def tokens(self) -> int:
-        """Positions of a micro-batch, padding included."""
+        """Positions of a micro-batch, padding included, and the tokens that are written."""
         point = self.work.point
-        return point.get("N") or point["B"] * (point["S"] + point.get("T", 0))
+        written = self.workload.new_tokens if self.workload.generates else 0
+        return point.get("N") or point["B"] * (point["S"] + point.get("T", 0) + written)
 
     @property
     def weight_bytes(self) -> int:
