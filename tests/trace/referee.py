@@ -89,8 +89,8 @@ def real_batch(case: Case) -> dict[str, Any]:
     return batch
 
 
-def profiled(case: Case) -> Any:
-    """The profiler's tree of one real step on the CPU, the second of two."""
+def real_step(case: Case) -> tuple[torch.nn.Module, Callable[[], None]]:
+    """A real model on the CPU, and one step of it."""
     options = case.options()
     torch.manual_seed(0)
     config = load_config(CONFIGS[case.family], options)
@@ -114,6 +114,12 @@ def profiled(case: Case) -> Any:
         else:
             held.append(inference_step(model, batch, recipe))
 
+    return model, step
+
+
+def profiled(case: Case) -> Any:
+    """The profiler's tree of one real step on the CPU, the second of two."""
+    model, step = real_step(case)
     step()
     model.zero_grad()
     return profile_once(step)

@@ -67,6 +67,7 @@ class WorkLog:
         self.notes: list[WorkNote] = []
         self._layers, self._device = layers, device
         self._backward_in = 0
+        self._in_leaf = False
         self._attention: dict[int, tuple[tuple[int, ...], tuple[Any, ...]]] = {}
         """By the storage of its output, an attention's sizes and label."""
 
@@ -78,6 +79,8 @@ class WorkLog:
         if op.startswith("prim::"):
             return  # asks a tensor for its device: no operator in a real run
         group = self._group(phase)
+        if op == "aten::detach" and not (self._in_leaf or phase.startswith("after_")):
+            return  # autograd's own, of what it saves: only a dispatch mode sees it
         self.notes.append(WorkNote(phase, group, op, DISPATCH))
         call = Call(self._device, in_place)
         self.notes += [
@@ -101,11 +104,15 @@ class WorkLog:
         self.notes.append(WorkNote(phase, group, op, kind, numbers, label))
 
     def _group(self, phase: str) -> int:
+        """The layer in which the step is; notes whether a gradient reaches its parameter there."""
+        self._in_leaf = False
         if phase != "backward":
             return self._layers.current
         node = torch._C._current_autograd_node()
-        if node is not None and (place := self._layers.of_node(node)) is not None:
-            self._backward_in = place[0]
+        if node is not None:
+            place = self._layers.of_node(node)
+            self._in_leaf = place is None
+            self._backward_in = place[0] if place is not None else self._backward_in
         return self._backward_in
 
 
