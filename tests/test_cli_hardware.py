@@ -92,6 +92,13 @@ def test_a_name_covers_its_variants_and_may_name_a_count(ran: Ran) -> None:
     assert ran("offers", "--gpu", "A100:8", "--count", "4")[0] == 2
 
 
+def test_a_region_that_no_offer_names_is_said(ran: Ran) -> None:
+    out = " ".join(ran("offers", "--region", "us-eest-1", "--limit", "1")[1].split())
+    assert "no offer names the region us-eest-1, did you mean us-east-1?" in out
+    for region in ("us-east-1", "US-EAST-1"):
+        assert "no offer names" not in ran("offers", "--region", region, "--limit", "1")[1]
+
+
 def test_nothing_found_says_what_is_nearest(ran: Ran) -> None:
     code, out, _ = ran("offers", "--gpu", "H200", "--max-price", "0.5")
     assert code == 3

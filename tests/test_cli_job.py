@@ -46,6 +46,12 @@ def test_what_has_an_effect_is_not(given: Given) -> None:
     assert not settings.warnings
 
 
+@pytest.mark.parametrize("targets", ["", " , "])
+def test_targets_that_name_nothing_are_refused(targets: str) -> None:
+    with pytest.raises(SpecError, match="lora-targets: names no module"):
+        parse_job(Settings(MODEL | {"method": "lora", "lora_targets": targets}))
+
+
 def test_an_optimizer_that_is_nearly_adamw() -> None:
     with pytest.raises(SpecError) as caught:
         parse_job(Settings(MODEL | {"optim": "adamx"}))

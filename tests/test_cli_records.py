@@ -104,6 +104,8 @@ def test_what_schema_1_1_brought_is_shown(tmp_path: Path, ran: Ran) -> None:
         (("exprt",), "did you mean export"),
         (("show",), "record: missing"),
         (("show", "0000"), "no such Record"),
+        (("show", "0000", "/no/such/folder"), "record: no such Record: there is no folder /no/"),
+        (("show", "/nowhere.json"), "record: no such file"),
         (("export",), "out: missing"),
         (("ls", "/no/such/folder"), "no such folder"),
         (("ls", "a", "b"), "takes one folder"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -17,6 +17,7 @@ from rigsize.hardware.offers import (
     Offer,
     Wanted,
     cache_file,
+    is_in,
     load_catalogue,
     select,
 )
@@ -112,6 +113,7 @@ def offers_verb(given: Given) -> int:
     catalogue = load_catalogue(None if own is None else Path(own).expanduser(), today)
     _say_all(catalogue)
     _check_provider(wanted, catalogue)
+    notes += tuple(_unnamed_region(wanted, catalogue))
     found = select(catalogue.offers, wanted)
     if not found:
         notes += (_nothing(catalogue.offers, wanted),)
@@ -202,6 +204,15 @@ def _check_provider(wanted: Wanted, catalogue: Catalogue) -> None:
             allowed=providers,
             nearest=nearest(name, providers),
         )
+
+
+def _unnamed_region(wanted: Wanted, catalogue: Catalogue) -> Iterator[str]:
+    """A region that no offer names: what can be had in any region answers for it."""
+    regions = sorted({offer.region for offer in catalogue.offers})
+    if wanted.region is not None and not any(is_in(r, wanted.region) for r in regions):
+        near = nearest(wanted.region, regions)
+        meant = f", did you mean {near}?" if near else ""
+        yield (f"no offer names the region {wanted.region}{meant}; shown is what is offered in any")
 
 
 def _nothing(offers: Iterable[Offer], wanted: Wanted) -> str:

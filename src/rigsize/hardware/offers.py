@@ -24,6 +24,7 @@ __all__ = [
     "Offer",
     "Wanted",
     "cache_file",
+    "is_in",
     "load_catalogue",
     "packaged_offers",
     "select",
@@ -237,6 +238,9 @@ def _sized(offer: Offer, wanted: Wanted) -> Offer | None:
 
 
 def _is_in(offer: Offer, region: str | None) -> bool:
-    if region is None or offer.region in _ANYWHERE:
-        return True
-    return region.casefold() in (offer.region.casefold(), *offer.region.casefold().split("/"))
+    return region is None or offer.region in _ANYWHERE or is_in(offer.region, region)
+
+
+def is_in(named: str, region: str) -> bool:
+    """Whether an offer's region, `us-east/us-west` for two of them, is or names this one."""
+    return region.casefold() in (named.casefold(), *named.casefold().split("/"))

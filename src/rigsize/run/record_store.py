@@ -146,6 +146,9 @@ def find_record(name: str, folder: Path) -> Entry:
     file = Path(name).expanduser()
     if file.suffix in (".json", ".jsonl") and file.is_file():
         return _of_file(file)
+    if file.suffix in (".json", ".jsonl") or not folder.is_dir():
+        problem = "no such file" if file.suffix else f"no such Record: there is no folder {folder}"
+        raise SpecError("record", name, problem, hint="rigsize records ls FOLDER lists those there")
     found = read_folder(folder)
     same = {e.record.record_id: e for e in found.entries if e.record.record_id.startswith(name)}
     if len(same) == 1:

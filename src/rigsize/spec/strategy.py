@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rigsize.errors import UnsupportedCombination
+from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.spec.checks import integer, one_of, share
 from rigsize.spec.optimizers import (
     OPTIMIZERS,
@@ -120,6 +120,13 @@ class Strategy:
         one_of("quantization", self.quantization, QUANTIZATIONS)
         integer("virtual-tokens", self.virtual_tokens, 1, 65_536)
         share("lora-dropout", self.lora_dropout)
+        if self.lora_targets is not None and not self.lora_targets.strip(" ,"):
+            raise SpecError(
+                "lora-targets",
+                self.lora_targets,
+                "names no module",
+                allowed=("names, comma separated", "all-linear"),
+            )
         if self.shard_size is not None:
             integer("shard-size", self.shard_size, 1, 100_000_000)
         if self.tokens_per_batch is not None:
