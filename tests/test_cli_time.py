@@ -25,6 +25,7 @@ HEADER = "provider,instance,gpu_name,gpu_count,on_demand_usd_h,spot_usd_h,snapsh
 def ran(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ran:
     """The command on a hand-made profile and the work of an invented layer, stored."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr("rigsize.estimate.find_profile", hand_made.find_profile)
 
     def invented(

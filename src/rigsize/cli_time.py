@@ -13,13 +13,13 @@ from rigsize.cli_job import Job
 from rigsize.cli_settings import Settings, number
 from rigsize.errors import SizingError, SpecError
 from rigsize.report.time import Timed
+from rigsize.run.folders import has_calibrations
 from rigsize.spec import Cluster
 from rigsize.spec.checks import share
 
 if TYPE_CHECKING:
     from rigsize.estimate import Estimate
     from rigsize.money import BreakEven, Cost
-    from rigsize.run.calibration_records import FoundCalibration
     from rigsize.steptime.calibration import Calibration
     from rigsize.steptime.run_lines import Around, RunTime
     from rigsize.texts.stats import LengthHistogram
@@ -49,9 +49,9 @@ def timed(settings: Settings, job: Job, found: Estimate, lengths: LengthHistogra
     cluster = found.cluster
     flags = any(settings.text(name) is not None for name in (*_PRICED, *_AROUND))
     asked = settings.switch("time") or settings.switch("spot") or flags
-    calibrated = _calibrated(settings, cluster)
+    calibration = _calibrated(settings, cluster)
     try:
-        run = _run(settings, job, found, lengths, calibrated.calibration, trace=asked)
+        run = _run(settings, job, found, lengths, calibration, trace=asked)
     except SizingError as error:
         return Timed(reason=str(error), cost_reason=NO_PRICE)
     if run is None:
@@ -69,14 +69,17 @@ def timed(settings: Settings, job: Job, found: Estimate, lengths: LengthHistogra
     )
 
 
-def _calibrated(settings: Settings, cluster: Cluster) -> FoundCalibration:
+def _calibrated(settings: Settings, cluster: Cluster) -> Calibration | None:
     """What was measured of the card on this machine; what is passed over is said."""
+    asked = settings.text("calibration")
+    if asked is None and not has_calibrations():
+        return None
     from rigsize.run.calibration_records import calibration_asked
 
-    found = calibration_asked(settings.text("calibration"), cluster.accelerator.id)
+    found = calibration_asked(asked, cluster.accelerator.id)
     for note in found.notes:
         say(f"warning: {note}")
-    return found
+    return found.calibration
 
 
 def _check(settings: Settings) -> None:

@@ -18,8 +18,8 @@ from rigsize.errors import SizingError, SpecError, UnsupportedCombination
 from rigsize.hardware import Accelerator, find_accelerator
 from rigsize.run import host
 from rigsize.run.calibrated import Sample
+from rigsize.run.folders import CALIBRATION_PREFIX, records_folder
 from rigsize.run.record import Record, from_json
-from rigsize.run.record_store import records_folder
 from rigsize.steptime.attention import Heads, attention
 from rigsize.steptime.calibration import Calibration
 from rigsize.steptime.collectives import Collective, collective
@@ -37,8 +37,7 @@ __all__ = [
     "predicted_s",
 ]
 
-FILE_PREFIX = "calibration-"
-"""Of a Record's file: the others of the folder need not be read."""
+FILE_PREFIX = CALIBRATION_PREFIX
 MOST_DAYS = 180
 """A Record that is older is stale: drivers, clocks and neighbours change."""
 _MEMORY_SHARE = 0.02

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rigsize.errors import SpecError, nearest
+from rigsize.run.folders import records_folder
 from rigsize.run.record import STATISTICS, Record, from_json, to_json
 
 __all__ = [
@@ -79,12 +80,6 @@ class Found:
     """The newest first."""
     broken: tuple[tuple[str, str], ...]
     """(file, why it could not be read)."""
-
-
-def records_folder() -> Path:
-    """Where Records go when nobody says so."""
-    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "rigsize" / "records"
 
 
 def read_folder(folder: Path) -> Found:
