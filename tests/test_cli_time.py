@@ -206,4 +206,4 @@ def test_an_old_price_warns_where_prices_are_asked_for(ran: Ran, tmp_path: Path)
     code, out, err = ran(*TUNED, "--offers", str(path))
     assert code == 0
     assert "price of 2020-01" in out
-    assert "warning: the price is 2020-01, more than 90 days old" in err
+    assert "warning: the price is of 2020-01, more than 90 days old" in err

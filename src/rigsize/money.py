@@ -123,8 +123,8 @@ def _checked(offer: Offer, spot: bool, today: date) -> float:
 
 def _notes(offer: Offer, cluster: Cluster, spot: bool, stale: bool) -> Iterable[str]:
     if stale:
-        age = offer.price_date or "undated"
-        yield f"the price is {age}, more than {STALE_DAYS} days old: `rigsize offers refresh`"
+        old = f"of {offer.price_date}, more than {STALE_DAYS} days old"
+        yield f"the price is {old if offer.price_date else 'undated'}: `rigsize offers refresh`"
     idle = offer.devices - cluster.per_node
     if idle:
         yield f"the machine is sold with {offer.devices} devices: {idle} are paid for and idle"

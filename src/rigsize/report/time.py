@@ -82,7 +82,12 @@ def _between(value: Quantiles) -> str:
 
 
 def _usd(value: Quantiles) -> str:
-    return f"{value.p50:,.2f} ({value.p10:,.2f} to {value.p90:,.2f})"
+    return f"{_amount(value.p50)} ({_amount(value.p10)} to {_amount(value.p90)})"
+
+
+def _amount(usd: float) -> str:
+    """Cents, and below one dollar two figures."""
+    return f"{usd:,.2f}" if usd >= 1 or not usd else f"{usd:.2g}"
 
 
 def _step(run: RunTime) -> str:
@@ -136,13 +141,13 @@ def _lines(timed: Timed) -> RenderableType:
         *("of the run", "time", "p10 to p90", *money, "basis", "note"),
         right=("time", "p10 to p90", "USD"),
     )
-    prices = [f"{line.usd.p50:,.2f}" for line in cost.lines] if cost is not None else []
+    prices = [_amount(line.usd.p50) for line in cost.lines] if cost is not None else []
     for number, line in enumerate(run.lines):
         made.add_row(
             line.name, *_span(line.seconds), *prices[number : number + 1], line.basis, line.note
         )
     made.add_section()
-    whole = [f"{cost.usd.p50:,.2f}"] if cost is not None else []
+    whole = [_amount(cost.usd.p50)] if cost is not None else []
     made.add_row("run", *_span(run.total_s), *whole, "", "")
     return made
 
@@ -170,7 +175,8 @@ def _money(timed: Timed) -> Iterator[str]:
     kind = "spot" if cost.spot else "on demand"
     machines = f"{cost.machines:,} x " if cost.machines > 1 else ""
     offer = cost.offer
-    where = f"{machines}{offer.provider} {offer.instance} ({offer.region})"
+    gpus = f"{offer.gpu_count:g} GPUs, " if offer.gpu_count > 1 else ""
+    where = f"{machines}{offer.provider} {offer.instance} ({gpus}{offer.region})"
     dated = cost.price_date or "an unknown day"
     rate = f"{cost.usd_per_hour:,.2f} USD/h {kind}, price of {dated}"
     total = f"{_usd(cost.usd)} USD on {where}" if cost.lines else where
@@ -192,7 +198,7 @@ def _money(timed: Timed) -> Iterator[str]:
 def _other(cost: Cost) -> str:
     if cost.other_usd is None or not cost.lines:
         return ""
-    return f"; {cost.other_usd:,.2f} USD {'on demand' if cost.spot else 'spot'}"
+    return f"; {_amount(cost.other_usd)} USD {'on demand' if cost.spot else 'spot'}"
 
 
 def per_million(timed: Timed) -> dict[str, Quantiles]:
