@@ -15,12 +15,12 @@ from rigsize.estimate import (
     check_workload,
     estimate,
     fits_on,
-    ledger,
     with_batch,
 )
 from rigsize.hardware import Accelerator, find_accelerator
 from rigsize.hardware.accelerators import Band
 from rigsize.keys import trace_key
+from rigsize.ledgers import ledger
 from rigsize.memory.outside import LINKED
 from rigsize.models import resolve_model
 from rigsize.program.timeline import Place

@@ -6,17 +6,23 @@ One line of calls: profile (stored, cached or traced) -> Program -> replay -> Es
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from rigsize.errors import UnsupportedCombination
+from rigsize.estimated import (
+    DeviceShare,
+    Estimate,
+    Fit,
+    MemoryEstimate,
+    Parameters,
+    Verdict,
+)
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.keys import key_for
-from rigsize.memory.compiled import as_assumed, least_bytes
+from rigsize.ledgers import memory_of
 from rigsize.memory.host import HostEstimate, host_memory, run_of
-from rigsize.memory.ledger import LedgerRow
-from rigsize.memory.outside import communication, outside
-from rigsize.memory.peaks import BOUNDS, Peak, allocated_beside, peaks_of
+from rigsize.memory.outside import outside
+from rigsize.memory.peaks import Peak, peaks_of
 from rigsize.memory.replay import Replay, replay, replay_exact
 from rigsize.models import ModelSource, check_lengths, check_task
 from rigsize.point import assumed_sizes, point_of
@@ -35,108 +41,24 @@ from rigsize.spec.quantization import (
 from rigsize.spec.zero import ZEROS
 from rigsize.trace.profile import Profile
 from rigsize.trace.store import find_profile
-from rigsize.units import format_bytes
+from rigsize.verdicts import beside_steps, compiled, fit_of, fits_on, free_at_rest, with_host, worst
 
-Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryEstimate:
-    """One device's memory in bytes; the rows of the ledger sum to the device peak."""
-
-    allocated_peak_bytes: int
-    """`torch.cuda.max_memory_allocated`; on cpu the live bytes of all tensors."""
-    reserved_peak_bytes: int | None
-    """`torch.cuda.max_memory_reserved`; None on cpu."""
-    device_peak_bytes: int | None
-    """Reserved plus the CUDA context and NCCL's communicators; None on cpu."""
-    low_bytes: int
-    high_bytes: int
-    """The device peak with context and communicators at the low and high end of their bands."""
-    peak_moment: str
-    """When the peak is, in words."""
-    ledger: tuple[LedgerRow, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """Whether it fits the device, and the host where its memory is known."""
-
-    verdict: Verdict
-    """The worse of the card's and the host's."""
-    capacity_bytes: int | None
-    headroom_bytes: int | None
-    """Capacity less the device peak; negative when it does not fit."""
-    host_verdict: Verdict = "unknown"
-    host_capacity_bytes: int | None = None
-    """Of one node."""
-    host_headroom_bytes: int | None = None
-    card_verdict: Verdict | None = None
-    """The card's own, where the host's memory was asked about; None elsewhere."""
-
-    @property
-    def of_card(self) -> Verdict:
-        """The verdict without the host."""
-        return self.card_verdict or self.verdict
-
-    @property
-    def host_is_worse(self) -> bool:
-        """The host decides the verdict."""
-        return self.verdict == self.host_verdict != self.of_card
-
-    @property
-    def fits(self) -> bool:
-        """Tight fits are fits: one end of the context's band leaves room, the other does not."""
-        return self.verdict in ("fits", "tight")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameters:
-    """Three counts that are easily taken for one another."""
-
-    model: int
-    """What is built for the task: backbone and head."""
-    trainable: int
-    head: int
-    """Of it, the task head."""
-    checkpoint: int | None
-    """What the published file holds, unused parts included."""
-    checkpoint_note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceShare:
-    """One of several devices that hold a model together (`program.placement`)."""
-
-    device: int
-    weight_bytes: int
-    allocated_peak_bytes: int
-    reserved_peak_bytes: int
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """The whole answer."""
-
-    source: ModelSource
-    workload: Workload
-    strategy: Strategy
-    cluster: Cluster
-    point: Mapping[str, int]
-    """The sizes of the micro-batch, {B, S, T} and M, N where it has them (`rigsize.point`)."""
-    memory: MemoryEstimate
-    host: HostEstimate
-    fit: Fit
-    parameters: Parameters
-    versions: dict[str, str]
-    assumptions: tuple[str, ...]
-    notes: tuple[str, ...]
-    program: Program
-    """The Program, for explanations; of several devices the fullest one's."""
-    replay: Replay
-    devices: tuple[DeviceShare, ...] = ()
-    """Where one model is spread over several, each of them."""
+__all__ = [
+    "DeviceShare",
+    "Estimate",
+    "Fit",
+    "MemoryEstimate",
+    "Parameters",
+    "Verdict",
+    "build",
+    "check_workload",
+    "estimate",
+    "fits_on",
+    "host_of",
+    "peaks",
+    "profile_for",
+    "with_batch",
+]
 
 
 def estimate(
@@ -161,11 +83,11 @@ def estimate(
     if profile is None:
         profile = profile_for(source, workload, strategy, accelerator, point)
     whole = build(source, profile, strategy, cluster, point)
-    program, played, verdict, shares = _worst(whole, accelerator)
-    memory = _memory(program, played, accelerator)
+    program, played, verdict, shares = worst(whole, accelerator)
+    memory = memory_of(program, played, accelerator)
     if strategy.compile:
-        memory, verdict = _compiled(memory, verdict, program, accelerator)
-    verdict, beside_steps = _beside_steps(program, played, verdict, accelerator)
+        memory, verdict = compiled(memory, verdict, program, accelerator)
+    verdict, said = beside_steps(program, played, verdict, accelerator)
     on_cpu = played if accelerator.is_cpu else None
     host = host_of(source, profile, point, workload, strategy, whole, on_cpu)
     assumed = () if sizes else assumed_sizes(workload, strategy)
@@ -177,7 +99,7 @@ def estimate(
         point=point,
         memory=memory,
         host=host,
-        fit=_with_host(_fit(verdict, program, played, accelerator), host, cluster),
+        fit=with_host(fit_of(verdict, program, played, accelerator), host, cluster),
         devices=shares,
         parameters=_parameters(source, program),
         versions={**profile.versions, "assumed_torch": ".".join(map(str, TORCH_VERSION))},
@@ -192,8 +114,8 @@ def estimate(
             *notes(workload, strategy, accelerator),
             *adapted(source, strategy),
             *recomputed(strategy, len(profile.full_layers())),
-            *beside_steps,
-            *kept_logits(program, workload, strategy, _free_at_rest(program, played, accelerator)),
+            *said,
+            *kept_logits(program, workload, strategy, free_at_rest(program, played, accelerator)),
             *host.notes,
         ),
         program=program,
@@ -227,40 +149,6 @@ def host_of(
             tensors_bytes=None if on_cpu is None else on_cpu.allocated_peak_bytes,
         )
     )
-
-
-def _beside_steps(
-    program: Program, played: Replay, verdict: Verdict, accelerator: Accelerator
-) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict with evaluation and export, and what to say where one has no room.
-
-    They are replayed only where their own sum is above the steps' peak, which is rare: a step's
-    forward pass keeps as much, and its backward pass adds gradients.
-    """
-    capacity, room = accelerator.capacity_bytes, played.capacity_bytes
-    if verdict not in ("fits", "tight") or capacity is None or room is None:
-        return verdict, ()
-    above = allocated_beside(program, played)
-    above = {n: size for n, size in above.items() if size > played.allocated_peak_bytes}
-    if not above:
-        return verdict, ()
-    high = outside(program.mesh, accelerator).high
-    moments = replay(program, capacity_bytes=room, beside_steps=True).moments
-    missing = [n for n in above if n not in moments or moments[n][1] + high > capacity]
-    said = tuple(
-        f"the steps fit, {name} beside them may not: it allocates"
-        f" {'at most ' if name in BOUNDS else ''}{format_bytes(above[name])}"
-        for name in missing
-    )
-    return ("tight" if missing else verdict), said
-
-
-def _free_at_rest(program: Program, played: Replay, accelerator: Accelerator) -> int | None:
-    """Of the card between steps, where its capacity is known and the steps fit."""
-    capacity = accelerator.capacity_bytes
-    if capacity is None or accelerator.is_cpu:
-        return None
-    return capacity - outside(program.mesh, accelerator).mid - played.at_rest_bytes
 
 
 def peaks(answer: Estimate) -> tuple[Peak, ...]:
@@ -350,24 +238,6 @@ def _placed(cluster: Cluster, left_out: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def fits_on(program: Program, accelerator: Accelerator) -> bool:
-    """Whether the verdict is `fits`: it holds also at the high end of the context's band."""
-    if program.devices:
-        return all(fits_on(part, accelerator) for part in program.devices)
-    capacity = accelerator.capacity_bytes
-    if accelerator.is_cpu or capacity is None:
-        raise UnsupportedCombination(
-            "gpus",
-            accelerator.id,
-            "no capacity is known to fit a batch into",
-            hint="--host-memory 64GiB says what there is" if accelerator.is_cpu else "",
-        )
-    beside = outside(program.mesh, accelerator)
-    played = replay(program, capacity_bytes=capacity - beside.mid)
-    ended = played.out_of_memory is None
-    return ended and played.reserved_peak_bytes + beside.high <= capacity
-
-
 def check_workload(source: ModelSource, workload: Workload, strategy: Strategy) -> None:
     """Refuses what each record alone cannot see."""
     check_task(source.config, workload.task)
@@ -405,177 +275,6 @@ def _refuse_later(strategy: Strategy) -> None:
             "not answered yet",
             allowed=("none", "cpu", "optimizer", "activations"),
         )
-
-
-_WORST_FIRST: tuple[Verdict, ...] = ("does_not_fit", "unknown", "tight", "fits")
-
-
-def _worst(
-    program: Program, accelerator: Accelerator
-) -> tuple[Program, Replay, Verdict, tuple[DeviceShare, ...]]:
-    """The Program that decides, its replay and verdict, and every device where there are more."""
-    if not program.devices:
-        return program, *_play(program, accelerator), ()
-    played = [_play(part, accelerator) for part in program.devices]
-    shares = tuple(
-        DeviceShare(
-            device=number,
-            weight_bytes=_weights(part),
-            allocated_peak_bytes=replayed.allocated_peak_bytes,
-            reserved_peak_bytes=replayed.reserved_peak_bytes,
-            verdict=verdict,
-        )
-        for number, (part, (replayed, verdict)) in enumerate(
-            zip(program.devices, played, strict=True)
-        )
-    )
-    fullest = min(
-        shares, key=lambda s: (_WORST_FIRST.index(s.verdict), -s.reserved_peak_bytes)
-    ).device
-    return program.devices[fullest], *played[fullest], shares
-
-
-def _weights(program: Program) -> int:
-    timeline = program.timeline
-    return sum(
-        timeline.sizes[o]
-        for o in program.slices["load"]
-        if o >= 0 and timeline.places[o].category.startswith("weights")
-    )
-
-
-def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
-    """The replay to report, and the verdict over the band of the context."""
-    if accelerator.is_cpu:
-        return replay_exact(program), "unknown"
-    capacity = accelerator.capacity_bytes
-    if capacity is None:
-        return replay(program), "unknown"
-    beside = outside(program.mesh, accelerator)
-    played = replay(program, capacity_bytes=capacity - beside.mid)
-    if played.out_of_memory:
-        lenient = replay(program, capacity_bytes=capacity - beside.low)
-        verdict: Verdict = "does_not_fit" if lenient.out_of_memory else "tight"
-        return (replay(program), verdict) if verdict == "does_not_fit" else (lenient, verdict)
-    return played, "fits" if played.reserved_peak_bytes + beside.high <= capacity else "tight"
-
-
-def _compiled(
-    memory: MemoryEstimate, verdict: Verdict, program: Program, accelerator: Accelerator
-) -> tuple[MemoryEstimate, Verdict]:
-    """The eager figures as a bound from above, and what no compiler removes as one from below."""
-    low = least_bytes(memory.ledger)
-    if not accelerator.is_cpu:
-        beside = outside(program.mesh, accelerator)
-        low -= beside.mid - beside.low
-    capacity = accelerator.capacity_bytes
-    if verdict == "does_not_fit" and capacity is not None and low <= capacity:
-        verdict = "tight"
-    bounded = replace(
-        memory, low_bytes=min(low, memory.low_bytes), ledger=as_assumed(memory.ledger)
-    )
-    return bounded, verdict
-
-
-def _fit(verdict: Verdict, program: Program, played: Replay, accelerator: Accelerator) -> Fit:
-    capacity = accelerator.capacity_bytes
-    if verdict == "unknown" or capacity is None:
-        return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=None)
-    used = played.reserved_peak_bytes + outside(program.mesh, accelerator).mid
-    return Fit(verdict=verdict, capacity_bytes=capacity, headroom_bytes=capacity - used)
-
-
-def _with_host(fit: Fit, host: HostEstimate, cluster: Cluster) -> Fit:
-    """The verdict of card and host together."""
-    capacity = cluster.host_memory_bytes
-    if capacity is None:
-        return fit
-    on_cpu = cluster.accelerator.is_cpu
-    verdict: Verdict = "fits" if host.high_bytes <= capacity else "tight"
-    if host.low_bytes > capacity:
-        verdict = "does_not_fit"
-    return replace(
-        fit,
-        verdict=verdict if on_cpu else min(fit.verdict, verdict, key=_WORST_FIRST.index),
-        card_verdict=fit.verdict,
-        host_verdict=verdict,
-        host_capacity_bytes=capacity,
-        host_headroom_bytes=capacity - host.peak_bytes,
-    )
-
-
-def _memory(program: Program, played: Replay, accelerator: Accelerator) -> MemoryEstimate:
-    rows = ledger(program, played)
-    moment = describe_moment(program, played)
-    if accelerator.is_cpu:
-        total = played.allocated_peak_bytes
-        return MemoryEstimate(
-            allocated_peak_bytes=total,
-            reserved_peak_bytes=None,
-            device_peak_bytes=None,
-            low_bytes=total,
-            high_bytes=total,
-            peak_moment=moment,
-            ledger=tuple(rows),
-        )
-    context, added = accelerator.context_bytes, communication(program.mesh, accelerator)
-    beside = outside(program.mesh, accelerator)
-    reserved = played.reserved_peak_bytes
-    cached = reserved - played.live_requested_bytes
-    rows.append(LedgerRow(name="allocator", num_bytes=cached, basis="derived"))
-    rows.append(LedgerRow(name="context", num_bytes=context.value.mid, basis=context.basis))
-    if added is not None:
-        rows.append(LedgerRow(name="communication", num_bytes=added.value.mid, basis=added.basis))
-    return MemoryEstimate(
-        allocated_peak_bytes=played.allocated_peak_bytes,
-        reserved_peak_bytes=reserved,
-        device_peak_bytes=reserved + beside.mid,
-        low_bytes=reserved + beside.low,
-        high_bytes=reserved + beside.high,
-        peak_moment=moment,
-        ledger=tuple(rows),
-    )
-
-
-_STRONGEST_FIRST = ("traced", "derived", "assumed")
-
-
-def ledger(program: Program, played: Replay) -> list[LedgerRow]:
-    """What lives at the peak by category, as requested, largest first.
-
-    A row is no better founded than the weakest of its storages.
-    """
-    totals: dict[str, int] = {}
-    bases: dict[str, str] = {}
-    timeline = program.timeline
-    for storage in played.live:
-        place = timeline.places[storage]
-        totals[place.category] = totals.get(place.category, 0) + timeline.sizes[storage]
-        bases[place.category] = max(
-            bases.get(place.category, "traced"), place.basis, key=_STRONGEST_FIRST.index
-        )
-    ranked = sorted(totals.items(), key=lambda item: -item[1])
-    return [LedgerRow(name=n, num_bytes=b, basis=bases[n]) for n, b in ranked]
-
-
-def describe_moment(program: Program, played: Replay) -> str:
-    """`backward of step 2, at _log_softmax_backward_data`."""
-    peak = played.peak
-    operation = program.slices[peak.slice][peak.index]
-    place = program.timeline.places[operation if operation >= 0 else ~operation]
-    phase = {"optimizer": "optimizer step"}.get(peak.phase, peak.phase)
-    where = f" in {place.module}" if place.module else ""
-    at = f"at {place.op or place.category}{where}"
-    if "end" in program.slices:
-        return f"{_pass_of(peak.slice)}, {at}"
-    micro = ", a later micro-step" if peak.slice in ("accumulate", "last") else ""
-    return f"{phase} of step {peak.step + 1}{micro}, {at}"
-
-
-def _pass_of(name: str) -> str:
-    """A slice of `program.generation` in words."""
-    kind, _, keys = name.partition(".")
-    return f"decoding step with {int(keys):,} keys" if kind == "decode" else "prefill"
 
 
 def _parameters(source: ModelSource, program: Program) -> Parameters:
