@@ -9,10 +9,12 @@ profiles belong there: their output does not depend on the machine.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,15 +23,17 @@ BLOCK = re.compile(r"```console\n\$ (rigsize [^\n]*)\n(.*?)```", re.DOTALL)
 
 
 def run(command: str) -> str:
-    """What the command prints on standard output."""
+    """What the command prints on standard output, where nothing was traced, priced or measured."""
     arguments = shlex.split(command)[1:]
-    done = subprocess.run(
-        [sys.executable, "-m", "rigsize", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [sys.executable, "-m", "rigsize", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env={**os.environ, "XDG_CACHE_HOME": empty, "XDG_DATA_HOME": empty},
+        )
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
 
 
