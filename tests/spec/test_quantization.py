@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,15 +109,25 @@ def test_other_libraries_are_refused_by_name(method: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "quantization", "capability"),
-    [("fp8", "none", (8, 6)), ("bf16", "int4-torchao", (7, 5)), ("int8", "none", (7, 0))],
+    ("given", "capability", "field", "nearest"),
+    [
+        ({"precision": "fp8"}, (8, 6), "precision", "int8"),
+        ({"precision": "fp8"}, (7, 0), "precision", "int4"),
+        ({"precision": "int8"}, (7, 0), "precision", "int4"),
+        ({"precision": "bf16", "quantization": "int4-torchao"}, (7, 5), "quantization", "nf4"),
+        ({"precision": "bf16", "quantization": "fp8"}, (8, 0), "quantization", "int8-torchao"),
+        ({"precision": "amp-bf16", "method": "int8-lora"}, (7, 0), "method", "qlora"),
+    ],
 )
 def test_a_card_that_is_too_old(
-    precision: str, quantization: str, capability: tuple[int, int]
+    given: dict[str, str], capability: tuple[int, int], field: str, nearest: str
 ) -> None:
-    strategy = Strategy(precision=precision, quantization=quantization)
-    with pytest.raises(SizingError, match="needs compute capability"):
+    strategy = Strategy(**given)  # type: ignore[arg-type]
+    with pytest.raises(SizingError, match="needs compute capability") as caught:
         check_card(strategy, "card", capability)
+    # What was asked for is what is refused, and the nearest is what this card has.
+    assert (caught.value.field, caught.value.nearest) == (field, nearest)
+    check_card(replace(strategy, **{field: nearest}), "card", capability)  # type: ignore[arg-type]
     check_card(strategy, "card", (9, 0))
 
 

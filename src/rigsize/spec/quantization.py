@@ -148,13 +148,25 @@ def check_card(strategy: Strategy, card: str, capability: tuple[int, int]) -> No
     stored = strategy.stored_as
     needed = _NEEDS_CAPABILITY.get(stored, (0, 0))
     if capability < needed:
+        field, value, nearest = _asked_for(strategy, capability)
         raise UnsupportedCombination(
-            "quantization",
-            stored,
+            field,
+            value,
             f"needs compute capability {needed[0]}.{needed[1]}, {card} has"
             f" {capability[0]}.{capability[1]}",
-            nearest="nf4" if stored == "int4-torchao" else "int8-torchao",
+            nearest=nearest,
         )
+
+
+def _asked_for(strategy: Strategy, capability: tuple[int, int]) -> tuple[str, str, str]:
+    """(flag, value, the nearest one that this card has) by which weights are stored so."""
+    stored = strategy.stored_as
+    if strategy.quantization != "none":
+        return "quantization", stored, "nf4" if stored == "int4-torchao" else "int8-torchao"
+    if strategy.method in STORED_BY:
+        return "method", strategy.method, "qlora"
+    has_int8 = capability >= _NEEDS_CAPABILITY["int8"]
+    return "precision", strategy.precision, "int8" if has_int8 else "int4"
 
 
 def check_cpu(strategy: Strategy, *, training: bool) -> None:
