@@ -143,7 +143,7 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
     changes rounding, and last what goes to the host, where it waits for its bus. Single changes
     come before pairs, pairs before triples.
     """
-    if _is_hopeless(answer):
+    if is_hopeless(answer):
         return []
     tried: list[Edit] = []
     found: list[Edit] = []
@@ -171,7 +171,8 @@ HOPELESS = 50
 """No edits together save as much as this many times the card."""
 
 
-def _is_hopeless(answer: Estimate) -> bool:
+def is_hopeless(answer: Estimate) -> bool:
+    """Whether `cheapest_edits` does not even look."""
     capacity, need = answer.fit.capacity_bytes, answer.memory.device_peak_bytes
     return capacity is not None and need is not None and need > HOPELESS * capacity
 

@@ -115,9 +115,18 @@ def test_edits_that_are_not_enough_say_so(
     assert "Nothing tried makes it fit; these save most" in text
 
 
-def test_no_setting_can_be_enough(estimated: Estimated, capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed(estimate_text(misfit(estimated)), capsys)
+def test_no_setting_can_be_enough(
+    estimated: Estimated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = misfit(estimated)
+    text = " ".join(printed(estimate_text(answer), capsys).split())
     assert "Nothing kept on one such card makes it fit" in text
+    assert "more than 50 times the card, so no change was tried" in text  # of one byte
+    need = answer.estimate.memory.device_peak_bytes or 0
+    monkeypatch.setattr("rigsize.search.HOPELESS", 10**12)
+    assert "no offload is enough" in " ".join(printed(estimate_text(answer), capsys).split())
+    batch = " ".join(printed(estimate_text(misfit(estimated, (), need - 1)), capsys).split())
+    assert "No change of batch, optimizer, recompute, precision, offload saves memory" in batch
 
 
 def test_small_rows_are_added_up(estimated: Estimated, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from rigsize.report.answer import (
 from rigsize.report.console import table
 from rigsize.report.host import host_text
 from rigsize.report.time import time_text
+from rigsize.search import HOPELESS, is_hopeless
 from rigsize.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -274,16 +275,8 @@ def _parameters(answer: Answer) -> str:
 
 
 def _what_would_fit(answer: Answer) -> Iterator[RenderableType]:
-    least = least_bytes(answer.estimate)
-    if not answer.edits and least > (answer.estimate.fit.capacity_bytes or 0):
-        yield (
-            f"\nNothing kept on {_such_cards(answer)} makes it fit: in bf16 the weights"
-            f"{_with_states(answer)} alone take {format_bytes(least)} of each, and no offload is"
-            " enough.\n"
-        )
-        return
     if not answer.edits:
-        yield "\nNo change of batch, optimizer, recompute, precision, offload saves memory here.\n"
+        yield f"\n{_why_nothing_helps(answer)}\n"
         return
     helps = any(edit.verdict != "does_not_fit" for edit in answer.edits)
     title = "It would fit with" if helps else "Nothing tried makes it fit; these save most"
@@ -299,6 +292,22 @@ def _what_would_fit(answer: Answer) -> Iterator[RenderableType]:
         sizes += [edit.host_peak_bytes] if host else []
         made.add_row(edit.name, edit.flags, *map(format_bytes, sizes), _WORDS[edit.verdict])
     yield made
+
+
+def _why_nothing_helps(answer: Answer) -> str:
+    """No edit: none could be enough, none saves anything, or it is too much to look."""
+    least = least_bytes(answer.estimate)
+    tried = "no offload is enough"
+    if is_hopeless(answer.estimate):
+        tried = f"it needs more than {HOPELESS} times the card, so no change was tried"
+    if least > (answer.estimate.fit.capacity_bytes or 0):
+        return (
+            f"Nothing kept on {_such_cards(answer)} makes it fit: in bf16 the weights"
+            f"{_with_states(answer)} alone take {format_bytes(least)} of each, and {tried}."
+        )
+    if is_hopeless(answer.estimate):
+        return f"{tried[0].upper()}{tried[1:]}."
+    return "No change of batch, optimizer, recompute, precision, offload saves memory here."
 
 
 def _such_cards(answer: Answer) -> str:
