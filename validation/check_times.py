@@ -35,6 +35,10 @@ NEUSIGHT_MEASURED = ("A100", "H100")
 OLDER_ATTENTION = {"foundry-a100-80": 2.0}
 """Slices run before FlashAttention 2, which is "around 2x" faster than the first (Dao 2023,
 arXiv 2307.08691): a second figure, thought of after the first was seen and not judged."""
+BEFORE_FLASH_2 = (
+    "Not judged: with attention at twice its time for llm-foundry's table on A100, which is older"
+    " than FlashAttention 2,"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,8 @@ class Judged:
 
     question: Question
     answer: StepTime
-    older_s: float | None = None
-    """p50 with the attention of its day, where that was another."""
+    older: StepTime | None = None
+    """With the attention of its day, where that was another."""
 
     @property
     def error_percent(self) -> float:
@@ -96,11 +100,11 @@ def predict(question: Question, draws: int = 500) -> Judged:
         network_bytes_per_s=question.network_bytes_per_s,
     )
     factor = OLDER_ATTENTION.get(question.row["slice"])
-    older_s = None
+    older = None
     if factor is not None:
-        older = Calibration(accelerator=accelerator.id, attention=factor)
-        older_s = ask(calibration=older, draws=0).step_s.p50
-    return Judged(question=question, answer=ask(draws=draws), older_s=older_s)
+        slower = Calibration(accelerator=accelerator.id, attention=factor)
+        older = ask(calibration=slower, draws=draws)
+    return Judged(question=question, answer=ask(draws=draws), older=older)
 
 
 def judged(rows: Sequence[Row], left_out: Counter[tuple[str, str]]) -> Iterator[Judged]:
@@ -116,6 +120,11 @@ def judged(rows: Sequence[Row], left_out: Counter[tuple[str, str]]) -> Iterator[
             continue
         print(found.line, flush=True)
         yield found
+
+
+def in_their_day(found: Sequence[Judged]) -> list[Judged]:
+    """The same rows with the attention of their day."""
+    return [replace(one, answer=one.older) if one.older else one for one in found]
 
 
 HEAD = (
@@ -155,19 +164,15 @@ def report(found: Sequence[Judged], left_out: Counter[tuple[str, str]]) -> list[
     ):
         if chosen:
             lines += [f"**{words}: {totals(chosen, target)}.**", ""]
+        if any(one.older for one in chosen):
+            lines += [f"{BEFORE_FLASH_2} {totals(in_their_day(chosen), None)}.", ""]
     names = dict.fromkeys(one.question.row["slice"] for one in found)
     for name in sorted(names, key=lambda name: (name not in PROOF, name)):
         mine = [one for one in found if one.question.row["slice"] == name]
         kind = "proof" if name in PROOF else "no target"
         lines += [f"## {name} ({kind})", "", f"{totals(mine, None)}.", ""]
-        older = [100 * (o.older_s / o.question.seconds - 1) for o in mine if o.older_s is not None]
-        if older:
-            off = statistics.median(abs(error) for error in older)
-            lines += [
-                "Made before FlashAttention 2; with attention at twice its time, not judged: median"
-                f" error {off:.1f} %, signed {statistics.median(older):+.1f} %.",
-                "",
-            ]
+        if any(one.older for one in mine):
+            lines += [f"{BEFORE_FLASH_2} {totals(in_their_day(mine), None)}.", ""]
         lines += HEAD
         lines += [one.line for one in sorted(mine, key=lambda one: -abs(one.error_percent))]
         lines.append("")
