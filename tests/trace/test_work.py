@@ -145,6 +145,24 @@ def test_work_alone_is_the_work_that_came_along() -> None:
     assert not any(along.bodies[0].births)
 
 
+def test_int8_rounds_rows_multiplies_and_scales_each_product() -> None:
+    pytest.importorskip("bitsandbytes")
+    case = Case(
+        family="llama", task="causal-lm", compute="half", training=False, quantization="int8"
+    )
+    notes = on_the_accelerator(case).work
+    kinds = Counter(note.kind for note in notes if note.op.startswith("bitsandbytes::"))
+    # Seven products a layer; queries, keys and values are rounded one by one.
+    assert kinds == {"dispatch": 28, "gemm": 14, "elementwise": 28}
+    first = next(note for note in notes if note.kind == "gemm")
+    scaled = notes[notes.index(first) + 1]
+    _, rows, outputs, _ = first.numbers
+    assert (first.label[0], scaled.numbers) == (
+        "int8",
+        (4 * rows * outputs, 2 * rows * outputs),
+    )
+
+
 # -- one operator ---------------------------------------------------------------------------------
 
 

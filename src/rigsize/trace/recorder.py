@@ -298,7 +298,9 @@ class Recorder(TorchDispatchMode):
         kernel = self._apart.get(func.name())
         if kernel is not None:
             with self:  # what it is taken apart to is recorded in its place
-                return kernel(*args, **(kwargs or {}))
+                apart = kernel(*args, **(kwargs or {}))
+            self.work.taken_apart(func, args, apart, self.phase)
+            return apart
         out = token_values.answered(func.name(), args, self.checked_value)
         if out is NotImplemented:
             out = func(*token_values.with_rows(func.name(), args), **(kwargs or {}))

@@ -88,6 +88,15 @@ class WorkLog:
             for kind, dtype, numbers, detail in costs_of(func, args, outputs, call)
         ]
 
+    def taken_apart(self, func: Any, args: Any, out: Any, phase: str) -> None:
+        """An operator ran that the recorder takes apart to what it allocates.
+
+        LLM.int8's rounding of rows is one kernel beside that; of its other operators the product
+        inside tells all (`int8_linear_matmul`).
+        """
+        if func.name() == "bitsandbytes::int8_vectorwise_quant":
+            self.dispatched(func, args, out, phase, in_place=False)
+
     def attended(self, storage: int, figures: Mapping[str, Any], phase: str) -> None:
         """A call of attention whose output is `storage`; figures as the recorder tells them."""
         self._attention[storage] = figures["numbers"], figures["label"]
@@ -296,6 +305,12 @@ def _packed_weight(kind: str) -> _Taken:
     return costs
 
 
+def _int8_product(args: Any, out: torch.Tensor, call: Call) -> _Costs:
+    """Whole numbers, and the kernel that scales them to 16 bit (`int8_mm_dequant`)."""
+    yield from _packed_weight("gemm")(args, out, call)
+    yield Cost("elementwise", "float16", (_bytes(out), _bytes(out) // 2))
+
+
 def _grouped(args: Any, out: torch.Tensor, _call: Call) -> _Costs:
     """Experts' products: the rows of all groups lie one after another, in A or B or between."""
     a, b = args[:2]
@@ -349,7 +364,7 @@ _PRODUCTS: dict[str, _Taken] = {
     "_scaled_grouped_mm": _grouped,
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
-    "bitsandbytes::int8_linear_matmul": _packed_weight("gemm"),
+    "bitsandbytes::int8_linear_matmul": _int8_product,
     "_weight_int8pack_mm": _packed_weight("gemm"),
     "_weight_int4pack_mm": _packed_weight("gemm_4bit"),
     "bitsandbytes::gemm_4bit": _packed_weight("gemm_4bit"),
