@@ -37,6 +37,7 @@ class Links:
     sigmas: dict[str, float] = field(default_factory=dict)
     """Widest of the answers given so far, by `collectives`."""
     notes: dict[str, None] = field(default_factory=dict)
+    _known: dict[tuple[str, int], float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -58,26 +59,35 @@ class Links:
 
     def within_copy(self, op: Collective, total_bytes: int) -> float:
         """A collective over the ranks that hold one copy of the states together."""
-        shard, per_node = self.mesh.shard, self.mesh.per_node
-        nodes = max(1, shard // per_node)
-        sharing = per_node // shard if shard < per_node else 1
-        return self._collective(op, total_bytes, shard, nodes, 1 if nodes == 1 else sharing)
+        known = self._known.get((op, total_bytes))
+        if known is None:
+            shard = self.mesh.shard
+            nodes = max(1, shard // self.mesh.per_node)
+            known = self._collective(op, total_bytes, shard, nodes, sharing=1)
+            self._known[op, total_bytes] = known
+        return known
 
     def between_copies(self, total_bytes: int) -> float:
         """The all-reduce of what each rank holds over the copies of the states.
 
         The ranks of a node that hold different shards share its network.
         """
-        shard, replicas, per_node = self.mesh.shard, self.mesh.replicas, self.mesh.per_node
-        in_node = max(1, per_node // shard)
-        nodes = max(1, replicas // in_node)
-        return self._collective("all_reduce", total_bytes, replicas, nodes, min(shard, per_node))
+        known = self._known.get(("copies", total_bytes))
+        if known is None:
+            shard, replicas, per_node = self.mesh.shard, self.mesh.replicas, self.mesh.per_node
+            nodes = max(1, replicas // max(1, per_node // shard))
+            sharing = min(shard, per_node)
+            known = self._collective("all_reduce", total_bytes, replicas, nodes, sharing=sharing)
+            self._known["copies", total_bytes] = known
+        return known
 
     def _collective(
-        self, op: Collective, total_bytes: int, ranks: int, nodes: int, sharing: int
+        self, op: Collective, total_bytes: int, ranks: int, nodes: int, *, sharing: int
     ) -> float:
         rate = self.network_bytes_per_s
         if nodes > 1 and sharing > 1:
+            if rate is None:
+                self.notes["100 Gbit/s between nodes"] = None
             rate = (rate or NETWORK_BYTES_PER_S.value.mid) / sharing
         answer = collective(
             self.cluster.accelerator,

@@ -89,10 +89,13 @@ def _gathers(rows: list[Row], work: Work, strategy: Strategy, links: Links) -> N
     """Each layer before its forward pass, and before its backward pass where it was let go."""
     forward, backward, _ = _places(work)
     fetches = strategy.offload in ("cpu", "cpu-params")
+    wide = strategy.policy.compute == "amp"
     for layer, num_bytes in enumerate(work.weight_bytes):
         again = strategy.reshard_after_forward and layer > 0
         seconds = links.within_copy("all_gather", num_bytes)
-        shard_bytes = work.parameters[layer] * _stored(work, strategy, layer) / links.mesh.shard
+        # FSDP2's mixed precision keeps the shards in fp32.
+        stored = _FP32_BYTES * work.parameters[layer] if wide else num_bytes
+        shard_bytes = stored / links.mesh.shard
         fetch = links.to_device(shard_bytes) if fetches else 0.0
         # The root's come first of all, whatever segment is the first of them.
         first = 0 if layer == 0 else forward.get(layer)
@@ -100,13 +103,6 @@ def _gathers(rows: list[Row], work: Work, strategy: Strategy, links: Links) -> N
             if index is not None:
                 rows[index].gather_s += seconds
                 rows[index].fetch_s += fetch
-
-
-def _stored(work: Work, strategy: Strategy, layer: int) -> float:
-    """Bytes an element of the shards: FSDP2's mixed precision keeps them in fp32."""
-    if strategy.policy.compute == "amp":
-        return _FP32_BYTES
-    return work.weight_bytes[layer] / (work.parameters[layer] or 1)
 
 
 class _MicroSteps:
