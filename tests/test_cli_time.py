@@ -80,8 +80,25 @@ def test_what_is_stored_is_timed_unasked(ran: Ran) -> None:
     code, out, err = ran(*BASE)
     assert (code, err) == (0, "")
     assert "time: a step " in out
-    assert "no hours: no number of texts" in out
-    assert "of a step" not in out
+    assert "--time: its interval and parts" in " ".join(out.split())
+    found = document(ran, *BASE)
+    assert found["time"]["step_s"]["p50"] > 0
+    assert found["time"]["step_s"]["p10"] is None
+    assert found["cost"]["usd_unknown_reason"] == "not asked for: --time"
+
+
+def test_a_number_of_texts_asks_for_hours(ran: Ran) -> None:
+    code, out, err = ran(*BASE, "--examples", "1000")
+    assert (code, err) == (0, "")
+    assert "of the run" in out
+    assert "of a step" not in out  # its parts: with --time
+    found = document(ran, *BASE, "--examples", "1000")
+    assert found["time"]["step_s"]["p10"] < found["time"]["step_s"]["p50"]
+    assert found["cost"]["usd"]["p50"] > 0
+
+
+def test_asked_without_texts_there_is_a_step(ran: Ran) -> None:
+    assert "no hours: no number of texts" in ran(*BASE, "--time")[1]
 
 
 def test_what_is_not_stored_is_not_traced_unasked(

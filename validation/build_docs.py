@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "quickstart.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("quickstart.md", "hours.md")))
 BLOCK = re.compile(r"```console\n\$ (rigsize [^\n]*)\n(.*?)```", re.DOTALL)
 
 

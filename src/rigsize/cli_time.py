@@ -12,7 +12,7 @@ from rigsize.cli_common import say
 from rigsize.cli_job import Job
 from rigsize.cli_settings import Settings, number
 from rigsize.errors import SizingError, SpecError
-from rigsize.report.time import Timed
+from rigsize.report.time import NOT_ASKED, Timed
 from rigsize.run.folders import has_calibrations
 from rigsize.spec import Cluster
 from rigsize.spec.checks import share
@@ -33,15 +33,16 @@ _PRICED = ("offer", "provider", "offers", "own-price", "power-price")
 _AROUND = ("eval-share", "save-minutes", "calibration")
 MOST = 1e12
 DRAWS = 1000
-FEW_DRAWS = 40
-"""Of an interval that nobody asked for: it may not slow the memory answer down."""
+FEW_DRAWS = 100
+"""Where a number of texts asks for hours, but nothing for a trace."""
 
 
 def timed(settings: Settings, job: Job, found: Estimate, lengths: LengthHistogram | None) -> Timed:
     """Time and price of a job whose batch is settled and whose memory was found.
 
-    Without `--time`, or a flag that needs it, only what is stored answers. What cannot be timed
-    never makes the memory answer fail; flags that are wrong do.
+    Without `--time`, or a flag that needs it, only what is stored answers; without a number of
+    texts either, with the middle of the step alone: a memory answer may not get slower. What cannot
+    be timed never makes it fail; flags that are wrong do.
     """
     _check(settings)
     if settings.given.get("time") is False:
@@ -49,13 +50,17 @@ def timed(settings: Settings, job: Job, found: Estimate, lengths: LengthHistogra
     cluster = found.cluster
     flags = any(settings.text(name) is not None for name in (*_PRICED, *_AROUND))
     asked = settings.switch("time") or settings.switch("spot") or flags
+    counted = job.workload.examples is not None or lengths is not None
+    draws = DRAWS if asked else FEW_DRAWS if counted else 0
     calibration = _calibrated(settings, cluster)
     try:
-        run = _run(settings, job, found, lengths, calibration, trace=asked)
+        run = _run(settings, job, found, lengths, calibration, draws, trace=asked)
     except SizingError as error:
         return Timed(reason=str(error), cost_reason=NO_PRICE)
     if run is None:
         return Timed(reason=NOT_STORED, cost_reason=NO_PRICE)
+    if not draws:
+        return Timed(run=run, middle=True, cost_reason=NOT_ASKED)
     cost, why = _cost(settings, run, cluster)
     if asked and cost is not None and cost.stale:
         say(f"warning: {cost.notes[0]}")
@@ -114,6 +119,7 @@ def _run(
     found: Estimate,
     lengths: LengthHistogram | None,
     calibration: Calibration | None,
+    draws: int,
     *,
     trace: bool,
 ) -> RunTime | None:
@@ -134,7 +140,7 @@ def _run(
         lengths=lengths,
         around=_around(settings, job, held_out),
         calibration=calibration,
-        draws=DRAWS if trace else FEW_DRAWS,
+        draws=draws,
         saved_bytes=sum(map(sum, saved)) if job.strategy.offload == "activations" else None,
     )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rigsize.steptime.step import Quantiles
 
 __all__ = [
+    "NOT_ASKED",
     "NOT_TIMED",
     "Timed",
     "cost_document",
@@ -36,6 +37,8 @@ class Timed:
     run: RunTime | None = None
     reason: str = NOT_ASKED
     """Why there is no time."""
+    middle: bool = False
+    """Only the middle of the step was made: no interval, no hours, no price."""
     cost: Cost | None = None
     cost_reason: str = NOT_ASKED
     """Why there is no price."""
@@ -61,6 +64,9 @@ def time_text(timed: Timed) -> Iterator[RenderableType]:
     """The step, what the run waits for with its price, energy, and renting against buying."""
     if timed.run is None:
         yield f"\ntime: {timed.reason}"
+        return
+    if timed.middle:
+        yield _middle(timed.run)
         return
     yield _step(timed.run)
     if timed.run.rates is not None:
@@ -95,6 +101,14 @@ def _step(run: RunTime) -> str:
     return (
         f"\ntime: a step {_between(run.step.step_s)}, bound by {run.bound_by}{mfu}; widest:"
         f" {run.step.widest}"
+    )
+
+
+def _middle(run: RunTime) -> str:
+    mfu = "" if run.step.mfu is None else f"; MFU {run.step.mfu:.0%}"
+    return (
+        f"\ntime: a step {format_duration(run.step.step_s.p50)}, bound by {run.bound_by}{mfu};"
+        " --time: its interval and parts, with --examples hours, energy and price"
     )
 
 
@@ -244,11 +258,11 @@ def time_document(timed: Timed) -> dict[str, Any]:
     step = run.step
     no_power = "nobody published its power limit" if run.lines else NO_EXAMPLES
     return {
-        "step_s": quantiles(step.step_s),
+        "step_s": _middle_alone(step.step_s) if timed.middle else quantiles(step.step_s),
         **_or_unknown("epoch_hours", run.epoch_hours, NO_EXAMPLES),
         **_or_unknown("run_hours", run.hours if run.lines else None, NO_EXAMPLES),
         "bound_by": run.bound_by,
-        "widest": step.widest,
+        **_widest(step.widest),
         "micro_s": step.micro_s,
         "update_s": step.update_s,
         "flops": step.flops,
@@ -261,9 +275,22 @@ def time_document(timed: Timed) -> dict[str, Any]:
         "lines": [line._asdict() | {"seconds": quantiles(line.seconds)} for line in run.lines],
         **_counts(run),
         **_or_unknown("energy_kwh", run.energy_kwh, no_power),
-        **_rates_document(run.rates),
+        **({} if timed.middle else _rates_document(run.rates)),
         "left_out": list(run.left_out),
     }
+
+
+def _middle_alone(value: Quantiles) -> dict[str, Any]:
+    found: dict[str, Any] = {"p50": value.p50}
+    for key in ("p10", "p90"):
+        found |= {key: None, f"{key}_unknown_reason": NOT_ASKED}
+    return found
+
+
+def _widest(words: str) -> dict[str, Any]:
+    if not words:
+        return {"widest": None, "widest_unknown_reason": NOT_ASKED}
+    return {"widest": words}
 
 
 def _counts(run: RunTime) -> dict[str, Any]:
