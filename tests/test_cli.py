@@ -60,6 +60,11 @@ OPTIONS = {
     ),
     "records": {"--out", "--json"},
     "calibrate": {"--device", "--quick", "--out", "--json"},
+    "plan": JOB
+    | set(
+        "--max-price --max-hours --max-gpus --gpu --provider --region --spot --offers --own"
+        " --host-memory --headroom --allow --scaling".split()
+    ),
     "emit": JOB
     | DATA
     | set(

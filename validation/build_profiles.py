@@ -72,6 +72,8 @@ SAVED = ("fp32", "amp")
 """Of `--offload activations`."""
 FREED = ("fp32", "half")
 """Of loops that keep the loss alone: what the article may have run (`rigsize.seed_settings`)."""
+LEAN = (("amp", "flash"), ("half", "flash"), ("amp", "grid"), ("half", "grid"), ("fp32", "grid"))
+"""Compute and attention of unpadded rows: fp32 has no flash kernel."""
 CLASSIFYING_DECODERS = (
     "meta-llama/Llama-3.1-8B",
     "meta-llama/Llama-3.2-1B",
@@ -159,7 +161,18 @@ def _lean(model: BundledModel) -> list[TraceKey]:
         masked = replace(_key(model, "masked-lm", compute, padded=False), loss="masked")
         classified = _key(model, "sequence-classification", compute, padded=False)
         keys += [replace(key, unpadded=attention) for key in (masked, classified)]
-    return keys
+    return keys + [
+        key for task in ("masked-lm", "sequence-classification") for key in _freed(model, task)
+    ]
+
+
+def _freed(model: BundledModel, task: str) -> Iterator[TraceKey]:
+    """The recipe lean as `rigsize plan` searches it, on cards with flash attention and without."""
+    for recompute in ("none", "block"):
+        for compute, attention in LEAN:
+            key = _key(model, task, compute, padded=False, recompute=recompute)
+            loss = "masked" if task == "masked-lm" else "all"
+            yield replace(key, unpadded=attention, loss=loss, hold_output=False)
 
 
 def _quantised(model: BundledModel) -> list[TraceKey]:
@@ -361,6 +374,7 @@ def describe(key: TraceKey) -> str:
     words += [f"one row, {key.unpadded}"] if key.unpadded else []
     words += [] if key.padded or key.unpadded else ["unpadded"]
     words += ["saved on host"] if key.saves_on_host else []
+    words += [] if key.hold_output or key.use == "inference" else ["freed"]
     return " ".join(words)
 
 

@@ -31,6 +31,7 @@ INTERNAL, INTERRUPTED = 1, 130
 _ABOUT = {
     "estimate": "The GPU memory a run will really take, and whether it fits.",
     "compare": "What other estimators say of the same run, term by term, beside ours.",
+    "plan": "The cheapest, fastest and smallest machines for a run, and why not the others.",
     "table": "The seed article's tables, predicted beside published.",
     "measure": "Run it for real and print measured beside predicted.",
     "train": "Train it for real: text in, model out, prediction beside measurement.",

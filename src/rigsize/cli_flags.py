@@ -272,6 +272,30 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         *_FROM,
         _JSON,
     ),
+    "plan": (
+        *_WHAT,
+        *_HOW,
+        _flag("max-price", "USD", "At most so much for the whole run."),
+        _flag("max-hours", "H", "At most so many hours for the whole run, p50."),
+        _flag("max-gpus", "N", "At most so many devices; 1024 by default."),
+        _flag("gpu", "NAME", "Only this card: A100 covers all of them."),
+        _flag("provider", "NAME", "Only this provider: aws, azure, gcp, lambda, runpod, ..."),
+        _flag("region", "NAME", "Only this region of the provider."),
+        _switch("spot", "Spot prices, and only offers that have one."),
+        _flag("offers", "FILE", "Own machines and prices, a CSV file as of `rigsize offers`."),
+        _flag("own", "NAME:N[xM]", "Machines one has, at no price: H100:8x2; no offers then."),
+        _flag("host-memory", "SIZE", "Memory of each of one's own machines: 512GiB."),
+        _flag("headroom", "SIZE|%", "Memory of each card to leave free: 2GiB or 10%."),
+        _flag(
+            "allow",
+            "WHAT",
+            "What changes the mathematics or rounding, comma separated: lower-precision (8-bit"
+            " states, bf16 weights), adapters (LoRA).",
+        ),
+        _switch("scaling", "How hours and price grow with the number of nodes."),
+        *_FROM,
+        _JSON,
+    ),
     "table": (
         _flag(
             "use", "USE", "fine-tuning or pre-training alone; inference: the table it announces."
@@ -369,6 +393,7 @@ ARGUMENTS: dict[str, tuple[Flag, ...]] = {
     "measure": (MODEL,),
     "train": (MODEL,),
     "emit": (MODEL,),
+    "plan": (MODEL,),
     "data": (
         _flag("action", "stats|demo", "stats FILE, or demo: obtain the demonstration's data."),
         _flag("file", "FILE", "JSONL, CSV, TSV, Parquet, text, a saved folder or a hub id."),
@@ -384,7 +409,6 @@ ARGUMENTS: dict[str, tuple[Flag, ...]] = {
 """What a verb takes before its flags."""
 
 VERBS_LATER = (
-    "plan",
     "fit",
     "serve",
 )

@@ -25,7 +25,7 @@ from rigsize.hardware.offers import (
 if TYPE_CHECKING:
     from rigsize.report.gpus import PriceRange
 
-__all__ = ["gpus_verb", "offers_verb"]
+__all__ = ["check_provider", "gpus_verb", "offers_verb", "rows_of"]
 
 NOTHING_FOUND = 3
 _SHOWN = 40
@@ -112,7 +112,7 @@ def offers_verb(given: Given) -> int:
     own = _text(given, "offers")
     catalogue = load_catalogue(None if own is None else Path(own).expanduser(), today)
     _say_all(catalogue)
-    _check_provider(wanted, catalogue)
+    check_provider(wanted.provider, catalogue)
     notes += tuple(_unnamed_region(wanted, catalogue))
     found = select(catalogue.offers, wanted)
     if not found:
@@ -159,7 +159,7 @@ def _wanted(given: Given) -> tuple[Wanted, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     gpu = _text(given, "gpu")
     if gpu is not None:
-        rows, asked = _rows(gpu)
+        rows, asked = rows_of(gpu)
         if asked is not None and count is not None and count != asked:
             raise UnsupportedCombination("count", str(given["count"]), f"{gpu} names another count")
         count = asked if count is None else count
@@ -178,7 +178,7 @@ def _wanted(given: Given) -> tuple[Wanted, tuple[str, ...]]:
     return wanted, notes
 
 
-def _rows(gpu: str) -> tuple[tuple[Accelerator, ...], int | None]:
+def rows_of(gpu: str) -> tuple[tuple[Accelerator, ...], int | None]:
     """The rows that a text covers, and the count it names: `A100`, `A100:80GB:8`."""
     gpus = parse_gpus(gpu)
     if gpus.nodes != 1:
@@ -193,9 +193,9 @@ def _rows(gpu: str) -> tuple[tuple[Accelerator, ...], int | None]:
     return family, gpus.per_node if counted else None
 
 
-def _check_provider(wanted: Wanted, catalogue: Catalogue) -> None:
+def check_provider(name: str | None, catalogue: Catalogue) -> None:
+    """SpecError for a provider that the catalogue has no offer of."""
     providers = sorted({offer.provider for offer in catalogue.offers})
-    name = wanted.provider
     if name is not None and name not in providers:
         raise SpecError(
             "provider",

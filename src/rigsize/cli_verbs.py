@@ -293,6 +293,7 @@ VERBS: dict[str, Callable[[Given], int]] = {
     "data": _late("cli_data", "data_verb"),
     "estimate": estimate_verb,
     "compare": _late("cli_compare", "compare_verb"),
+    "plan": _late("cli_plan", "plan_verb"),
     "table": table_verb,
     "measure": _late("cli_measure", "measure_verb"),
     "validate": validate_verb,

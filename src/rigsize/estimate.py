@@ -41,7 +41,16 @@ from rigsize.spec.quantization import (
 from rigsize.spec.zero import ZEROS
 from rigsize.trace.profile import Profile
 from rigsize.trace.store import find_profile
-from rigsize.verdicts import beside_steps, compiled, fit_of, fits_on, free_at_rest, with_host, worst
+from rigsize.verdicts import (
+    beside_steps,
+    compiled,
+    fit_of,
+    fits_on,
+    fitting_replay,
+    free_at_rest,
+    with_host,
+    worst,
+)
 
 __all__ = [
     "DeviceShare",
@@ -53,6 +62,7 @@ __all__ = [
     "build",
     "check_workload",
     "estimate",
+    "estimate_where_it_fits",
     "fits_on",
     "host_of",
     "peaks",
@@ -83,14 +93,54 @@ def estimate(
     if profile is None:
         profile = profile_for(source, workload, strategy, accelerator, point)
     whole = build(source, profile, strategy, cluster, point)
-    program, played, verdict, shares = worst(whole, accelerator)
+    run = (source, workload, strategy, cluster)
+    return _answered(*run, profile, point, whole, worst(whole, accelerator), assume=not sizes)
+
+
+def estimate_where_it_fits(
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    cluster: Cluster,
+    profile: Profile,
+) -> Estimate | None:
+    """The same of a run that fits its cards, by a single replay; None of one that does not.
+
+    The host's verdict is the Estimate's. For searches, which ask this of many.
+    """
+    check_workload(source, workload, strategy)
+    point = point_of(workload, strategy)
+    whole = build(source, profile, strategy, cluster, point)
+    assert not whole.devices, "no search spreads a model by a device_map"
+    played = fitting_replay(whole, cluster.accelerator)
+    if played is None:
+        return None
+    run = (source, workload, strategy, cluster)
+    return _answered(*run, profile, point, whole, (whole, played, "fits", ()))
+
+
+def _answered(
+    source: ModelSource,
+    workload: Workload,
+    strategy: Strategy,
+    cluster: Cluster,
+    profile: Profile,
+    point: Mapping[str, int],
+    whole: Program,
+    judged: tuple[Program, Replay, Verdict, tuple[DeviceShare, ...]],
+    *,
+    assume: bool = True,
+) -> Estimate:
+    """The Estimate of a Program that was replayed, with the host's memory."""
+    accelerator = cluster.accelerator
+    program, played, verdict, shares = judged
     memory = memory_of(program, played, accelerator)
     if strategy.compile:
         memory, verdict = compiled(memory, verdict, program, accelerator)
     verdict, said = beside_steps(program, played, verdict, accelerator)
     on_cpu = played if accelerator.is_cpu else None
     host = host_of(source, profile, point, workload, strategy, whole, on_cpu)
-    assumed = () if sizes else assumed_sizes(workload, strategy)
+    assumed = assumed_sizes(workload, strategy) if assume else ()
     return Estimate(
         source=source,
         workload=workload,

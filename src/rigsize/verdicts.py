@@ -39,10 +39,17 @@ def fits_on(program: Program, accelerator: Accelerator) -> bool:
             "no capacity is known to fit a batch into",
             hint="--host-memory 64GiB says what there is" if accelerator.is_cpu else "",
         )
+    return fitting_replay(program, accelerator) is not None
+
+
+def fitting_replay(program: Program, accelerator: Accelerator) -> Replay | None:
+    """The replay on the card, where it ends within it at the high end of the context's band."""
+    capacity = accelerator.capacity_bytes
+    assert capacity is not None, accelerator.id
     beside = outside(program.mesh, accelerator)
     played = replay(program, capacity_bytes=capacity - beside.mid)
     ended = played.out_of_memory is None
-    return ended and played.reserved_peak_bytes + beside.high <= capacity
+    return played if ended and played.reserved_peak_bytes + beside.high <= capacity else None
 
 
 def worst(

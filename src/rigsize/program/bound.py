@@ -9,7 +9,7 @@ from rigsize.program.optimizer_sizes import state_bytes
 from rigsize.program.timeline import Parameter
 from rigsize.spec.strategy import Strategy
 
-__all__ = ["least_states_bytes"]
+__all__ = ["least_states_bytes", "trained_and_states"]
 
 _ON_HOST = ("cpu", "cpu-params", "optimizer")
 
@@ -29,14 +29,20 @@ def least_states_bytes(
         weights = policy.weight_bytes * sum(p.numel for p in parameters)
     if not training or offloaded:
         return weights // mesh.shard
-    trained = [p for p in parameters if p.trainable]
     buckets = strategy.parallel == "ddp" and not strategy.bucket_view
     gradients = 0 if strategy.optimizer_in_backward else policy.gradient_bytes * (1 + buckets)
+    trained, states = trained_and_states(parameters, strategy)
+    return (weights + (gradients + policy.master_bytes) * trained + states) // mesh.shard
+
+
+def trained_and_states(parameters: Sequence[Parameter], strategy: Strategy) -> tuple[int, int]:
+    """Elements that are trained, and bytes of the optimizer's states for all of them, whole."""
+    policy = strategy.policy
+    trained = [p for p in parameters if p.trainable]
     states = state_bytes(
         strategy.optimizer,
         [p.shape for p in trained],
         policy.master_bytes or policy.weight_bytes,
         names=[p.name for p in trained],
     )
-    each = gradients + policy.master_bytes
-    return (weights + each * sum(p.numel for p in trained) + states) // mesh.shard
+    return sum(p.numel for p in trained), states

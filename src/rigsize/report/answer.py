@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "command_for",
     "command_of",
     "least_bytes",
     "state_bytes_per_parameter",
@@ -86,7 +87,14 @@ class Answer:
 
 def command_of(verb: str, estimate: Estimate, headroom_bytes: int = 0) -> str:
     """`rigsize estimate MODEL --task ...` with every setting that changes the answer."""
-    workload, strategy = estimate.workload, estimate.strategy
+    asked = (estimate.workload, estimate.strategy, estimate.cluster)
+    return command_for(verb, *asked, headroom_bytes)
+
+
+def command_for(
+    verb: str, workload: Workload, strategy: Strategy, cluster: Cluster, headroom_bytes: int = 0
+) -> str:
+    """The same of a run that nobody has estimated yet."""
     words = ["rigsize", verb, workload.model, "--task", workload.task, "--use", workload.use]
     words += ["--max-length", str(workload.max_length)]
     if workload.max_target_length is not None:
@@ -102,9 +110,9 @@ def command_of(verb: str, estimate: Estimate, headroom_bytes: int = 0) -> str:
         words += ["--max-grad-norm", f"{strategy.max_grad_norm or 0:g}"]
         words += [] if strategy.hold_output else ["--no-hold-output"]
     words += [*_generation_words(workload), *_adapter_words(strategy), *_sharding_words(strategy)]
-    words += ["--gpus", _gpus(estimate.cluster)]
+    words += ["--gpus", _gpus(cluster)]
     words += ["--headroom", f"{headroom_bytes}B"] if headroom_bytes else []
-    host_bytes = estimate.cluster.host_memory_bytes
+    host_bytes = cluster.host_memory_bytes
     words += ["--host-memory", f"{host_bytes}B"] if host_bytes and verb == "estimate" else []
     return shlex.join(words)
 

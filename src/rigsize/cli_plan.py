@@ -1,0 +1,266 @@
+"""`rigsize plan`: on which machine, how spread and in which batches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rigsize.cli_common import Given, print_answer, say, settings_of, waiting
+from rigsize.cli_hardware import check_provider, rows_of
+from rigsize.cli_how import MOST_GLOBAL_BATCH
+from rigsize.cli_job import Job as Parsed
+from rigsize.cli_job import parse_job
+from rigsize.cli_settings import Settings, number
+from rigsize.errors import SpecError, UnsupportedCombination, nearest
+from rigsize.hardware import parse_gpus
+from rigsize.hardware.offers import Catalogue, Offer, load_catalogue
+from rigsize.spec.checks import integer
+from rigsize.units import parse_bytes
+
+if TYPE_CHECKING:
+    from rigsize.plan.candidates import Job
+    from rigsize.plan.planner import Own
+    from rigsize.plan.records import Limits
+
+__all__ = ["plan_verb"]
+
+MET, NOBODY = 0, 3
+ALLOWED = ("lower-precision", "adapters")
+_SAME = ("seed", "lean")
+"""Recipes of the same mathematics, searched where no recipe is given."""
+_BATCHES = {"pre-training": 256, "fine-tuning": 32}
+"""Texts of an optimizer step; Devlin et al. 2018 (BERT), A.2 and A.3."""
+_VARIED = ("parallel", "offload", "recompute")
+"""Flags that a base Strategy does without: each value is tried with all others."""
+_OWN = "own"
+
+
+def plan_verb(given: Given) -> int:
+    """`rigsize plan MODEL`."""
+    from rigsize.plan.planner import plan
+    from rigsize.report.plan import PlanAnswer, plan_document, plan_text
+
+    settings = settings_of("plan", given)
+    limits, today = _limits(settings), date.today()
+    base, jobs = _jobs(settings)
+    workload = base.workload
+    if workload.generates:
+        raise UnsupportedCombination("plan", workload.task, "generation is not planned yet")
+    if workload.examples is None:
+        raise SpecError(
+            "examples",
+            None,
+            "missing",
+            hint="--examples N texts: hours and price need their number",
+        )
+    total = _global_batch(settings, base)
+    micro = settings.text("batch-size")
+    own = _own(settings)
+    catalogue = _catalogue(settings, limits, today, own)
+    gpu = settings.text("gpu")
+    for line in settings.warnings:
+        say(f"warning: {line}")
+    with waiting(f"planning {base.source.name}; what is not stored of it is traced once"):
+        found = plan(
+            base.source,
+            jobs,
+            limits,
+            catalogue.offers,
+            global_batch=total,
+            micro_batch=None if micro in (None, "auto") else base.strategy.micro_batch,
+            accelerators=None if gpu is None else rows_of(gpu)[0],
+            own=own,
+            scale=settings.switch("scaling"),
+        )
+    answer = PlanAnswer(
+        plan=found,
+        source=base.source,
+        workload=workload,
+        limits=limits,
+        global_batch=total,
+        today=today,
+        assumed=tuple(settings.assumed),
+    )
+    print_answer(lambda: plan_document(answer), settings.switch("json"), lambda: plan_text(answer))
+    return MET if found.met else NOBODY
+
+
+# -- what ---------------------------------------------------------------------------------------
+
+
+def _jobs(settings: Settings) -> tuple[Parsed, list[Job]]:
+    """The question without a recipe, and each recipe that is searched."""
+    from rigsize.plan.candidates import Job
+
+    for name, instead in (("grad-accum", "--global-batch"), ("tokens-per-batch", "--batch-size")):
+        if settings.text(name) is not None:
+            raise UnsupportedCombination(
+                name, settings.text(name), "the plan sets it", nearest=instead
+            )
+    plain = {k: v for k, v in settings.given.items() if k not in (*_VARIED, "recipe")}
+    fixed = {k: str(settings.given[k]) for k in _VARIED if k in settings.given}
+    recipe = settings.text("recipe")
+    base = _parsed(plain, None, settings if recipe is None else None)
+    # A recipe may set a length: all of them are of the same texts.
+    plain.setdefault("max_length", str(base.workload.max_length))
+    given_precision = settings.text("precision")
+    found = []
+    for name, label, more in _recipes(settings, recipe):
+        parsed = _parsed({**plain, **more}, name, settings if recipe is not None else None)
+        precision = parsed.strategy.precision
+        own = {"precision": precision} if given_precision or label else {}
+        found.append(
+            Job(
+                recipe=name,
+                workload=parsed.workload,
+                strategy=parsed.strategy,
+                label=label,
+                fixed={**fixed, **own},
+            )
+        )
+    settings.assumed = [line for line in settings.assumed if not _is_searched(line)]
+    return base, found
+
+
+def _recipes(
+    settings: Settings, recipe: str | None
+) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """(name, what it changes, flags beside it) of what is searched."""
+    names = _SAME if recipe is None else (recipe,)
+    for name in names:
+        yield name, "", {}
+    allowed = _allowed(settings)
+    if settings.text("use") == "inference":
+        return
+    if "lower-precision" in allowed and recipe is None:
+        yield "lean-8bit", "optimizer states of one byte", {}
+        yield "lean-bf16", "bf16 weights without a master copy", {}
+    if "adapters" in allowed and settings.text("method") is None:
+        yield names[-1], "LoRA: the model's own weights stay as they are", {"method": "lora"}
+
+
+def _allowed(settings: Settings) -> tuple[str, ...]:
+    text = settings.text("allow")
+    names = tuple(name.strip() for name in text.split(",")) if text is not None else ()
+    for name in names:
+        if name not in ALLOWED:
+            raise SpecError(
+                "allow", name, "no such change", allowed=ALLOWED, nearest=nearest(name, ALLOWED)
+            )
+    return names
+
+
+def _parsed(plain: Mapping[str, str | bool], recipe: str | None, said: Settings | None) -> Parsed:
+    """The job of a recipe; what is assumed is told to `said`."""
+    settings = Settings({**plain, **({"recipe": recipe} if recipe else {})})
+    parsed = parse_job(settings, "plan")
+    if said is not None:
+        said.assumed += settings.assumed
+        said.warnings += settings.warnings
+    return replace(parsed, strategy=replace(parsed.strategy, accumulation=1))
+
+
+def _is_searched(line: str) -> bool:
+    """Whether something that is said to be assumed is searched instead."""
+    return line.split()[0] in ("batch-size", "precision", "optim", "recipe")
+
+
+def _global_batch(settings: Settings, base: Parsed) -> int | None:
+    if not base.workload.training:
+        return None
+    if base.global_batch is not None:
+        return base.global_batch
+    usual = _BATCHES[base.workload.use]
+    return int(
+        settings.or_assumed("global-batch", str(usual), f"what BERT's authors {base.workload.use}")
+    )
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+def _limits(settings: Settings) -> Limits:
+    from rigsize.plan.records import MOST_GPUS, Limits
+
+    most = settings.integer("max-gpus")
+    if most is not None:
+        integer("max-gpus", most, 1, MOST_GLOBAL_BATCH)
+    num_bytes, share = _headroom(settings.text("headroom"))
+    provider = settings.text("provider")
+    return Limits(
+        max_price_usd=_positive(settings, "max-price"),
+        max_hours=_positive(settings, "max-hours"),
+        max_gpus=MOST_GPUS if most is None else most,
+        provider=None if provider is None else provider.casefold(),
+        region=settings.text("region"),
+        spot=settings.switch("spot"),
+        headroom_bytes=num_bytes,
+        headroom_share=share,
+    )
+
+
+def _positive(settings: Settings, name: str) -> float | None:
+    text = settings.text(name)
+    if text is None:
+        return None
+    value = number(name, text)
+    if value <= 0:
+        raise SpecError(name, text, "not above 0")
+    return value
+
+
+def _headroom(text: str | None) -> tuple[int, float]:
+    """(bytes, share): of every card, whatever its size."""
+    if text is None:
+        return 0, 0.0
+    share = re.fullmatch(r"(\d{1,2}(?:\.\d{1,6})?)\s*%", text.strip())
+    return (0, float(share[1]) / 100) if share else (parse_bytes(text, "headroom"), 0.0)
+
+
+# -- where --------------------------------------------------------------------------------------
+
+
+def _own(settings: Settings) -> Own | None:
+    """The machines of `--own H100:8x2`, as offers of nobody."""
+    text = settings.text("own")
+    if text is None:
+        return None
+    from rigsize.plan.planner import Own
+
+    gpus = parse_gpus(text)
+    host = settings.text("host-memory")
+    if gpus.assumed_note:
+        settings.assumed.append(gpus.assumed_note)
+    machine = Offer(
+        provider=_OWN,
+        instance=f"{gpus.accelerator.id}:{gpus.per_node}",
+        accelerator=gpus.accelerator,
+        gpu_count=max(1, gpus.per_node // gpus.accelerator.devices),
+        gpu_memory_gib=None,
+        vcpus=None,
+        host_memory_gib=None if host is None else parse_bytes(host, "host-memory") / 2**30,
+        region="here",
+        on_demand_usd_per_hour=0.0,
+        spot_usd_per_hour=0.0,
+        price_date="",
+        status="current",
+        source="--own",
+        note="",
+    )
+    return Own(machine=machine, per_node=gpus.per_node, nodes=gpus.nodes)
+
+
+def _catalogue(settings: Settings, limits: Limits, today: date, own: Own | None) -> Catalogue:
+    """The offers that are searched: none beside own machines, unless they were asked for."""
+    mine = settings.text("offers")
+    if own is not None and mine is None and limits.provider is None:
+        return Catalogue(offers=())
+    found = load_catalogue(None if mine is None else Path(mine).expanduser(), today)
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    check_provider(limits.provider, found)
+    return found

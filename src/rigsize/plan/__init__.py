@@ -1,0 +1,1 @@
+"""The plan: on which machine, how spread and in which batches a run is cheapest or fastest."""

@@ -1,0 +1,224 @@
+"""Seconds that a run does not go below, without its step being timed.
+
+Every stream of a step works off what it is given, one thing after another: its kernels, what
+travels between the ranks, what crosses PCIe, the host's own step. So a step is at least as long as
+the busiest of them, each at the price that `step_time` has for it; launches, and what one stream
+waits for another, come on top. Of a way, whose batch is open, the kernels are its products at the
+card's peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+from rigsize.errors import SizingError
+from rigsize.hardware.accelerators import Accelerator
+from rigsize.plan.bounds import sent_bytes
+from rigsize.plan.records import Candidate, Place, Way
+from rigsize.plan.works import Works
+from rigsize.program.work import Work
+from rigsize.spec import Strategy
+from rigsize.steptime.constants import OVERLAP_COST
+from rigsize.steptime.gemm import peak_flops_per_s
+from rigsize.steptime.links import Links
+from rigsize.steptime.prices import Pricer
+from rigsize.steptime.update import gradient_bytes, update_rows
+
+__all__ = ["Floors"]
+
+TYPICAL = 8
+"""Texts of the micro-batch whose products stand for a way's, text by text."""
+LARGE = 256
+"""Texts of a micro-batch whose tiles are as good as full."""
+TILES_SHARE = 0.93
+"""Of its kernels' seconds a text, below which no other micro-batch goes (a test asks many)."""
+_GATHERS = ("fsdp", "hsdp", "zero3")
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """What a way does at a place beside its kernels, in seconds."""
+
+    links_s: float
+    """Between the ranks, in a micro-step."""
+    copies_s: float
+    """Over PCIe, in a micro-step."""
+    once_s: float
+    """Between the ranks, once a step."""
+    update_s: float
+    """The update itself, behind the micro-steps, with what ZeRO-1 and 2 send around it."""
+    waited_s: float = 0.0
+    """Behind each micro-step, before the next: ZeRO-2's reductions."""
+
+    def added_to(self, kernels_s: float, micros: float, steps: float) -> float:
+        """Kernels are slowed by the collectives that they hide, and wait for those they do not."""
+        links = micros * self.links_s + steps * self.once_s
+        slowed = kernels_s + OVERLAP_COST.value.mid * min(links, kernels_s)
+        waited = micros * self.waited_s + steps * self.update_s
+        return max(slowed, links, micros * self.copies_s) + waited
+
+
+_NOTHING = _Beside(0.0, 0.0, 0.0, 0.0)
+
+
+class Floors:
+    """Floors in seconds of the steps alone; equal work is priced once."""
+
+    def __init__(self, works: Works) -> None:
+        self.works = works
+        self._peaks_s: dict[tuple[Way, Accelerator], float] = {}
+        self._texts_s: dict[tuple[Way, Accelerator], float] = {}
+        self._kernels_s: dict[tuple[object, ...], float] = {}
+        self._micros_s: dict[tuple[Way, Accelerator, int], float] = {}
+        self._besides: dict[tuple[object, ...], _Beside] = {}
+
+    def of_card(self, ways: Sequence[Way], card: Accelerator) -> float:
+        """Seconds a text of the fastest of these ways on one device.
+
+        Ways whose products at the peak rate take longer than another's kernels are not priced.
+        """
+        least = inf
+        for _, _, way in sorted((self._peak_s(way, card), way.order, way) for way in ways):
+            if self._peak_s(way, card) >= least:
+                break
+            least = min(least, self._text_s(way, card))
+        return 0.0 if least == inf else least
+
+    def of_way(self, place: Place, way: Way, texts: int, micro: int, global_batch: int) -> float:
+        """Seconds of the steps over so many texts, in micro-batches of `micro` at most."""
+        beside = self._beside(place, way)
+        share = texts / place.cluster.devices
+        kernels = share * self._text_s(way, place.cluster.accelerator)
+        return beside.added_to(kernels, share / micro, texts / global_batch)
+
+    def of_candidate(self, candidate: Candidate, texts: int) -> float:
+        """Seconds of the steps over so many texts."""
+        beside = self._beside(candidate.place, candidate.way)
+        micros = texts / (candidate.micro_batch * candidate.mesh.ranks)
+        kernels = micros * self._micro_s(candidate)
+        return beside.added_to(kernels, micros, texts / candidate.global_batch)
+
+    # -- kernels ----------------------------------------------------------------------------
+
+    def _peak_s(self, way: Way, card: Accelerator) -> float:
+        """Seconds of the products of one text at the peak rate; 0 where there is none."""
+        if (way, card) not in self._peaks_s:
+            try:
+                rate = peak_flops_per_s(card, _dtype(way.strategy))
+                flops = self.works.of(way, card, TYPICAL).flops
+                self._peaks_s[way, card] = flops / TYPICAL / rate
+            except SizingError:
+                self._peaks_s[way, card] = 0.0  # the step says why
+        return self._peaks_s[way, card]
+
+    def _text_s(self, way: Way, card: Accelerator) -> float:
+        """Seconds of the kernels of one text among very many, or its products' at the peak rate.
+
+        Tiles fill better the larger a batch is; how full the last ones are may still tip the
+        scales by some per cent, which `TILES_SHARE` leaves room for.
+        """
+        if (way, card) not in self._texts_s:
+            peak = self._peak_s(way, card)
+            try:
+                kernels = self._kernels(way, card, LARGE) / LARGE if peak else 0.0
+            except SizingError:
+                kernels = 0.0
+            self._texts_s[way, card] = max(peak, kernels * TILES_SHARE)
+        return self._texts_s[way, card]
+
+    def _micro_s(self, candidate: Candidate) -> float:
+        """The kernels of a micro-step, and activations on their way to the host and back."""
+        way, card = candidate.way, candidate.place.cluster.accelerator
+        key = way, card, candidate.micro_batch
+        if key not in self._micros_s:
+            try:
+                self._micros_s[key] = self._kernels(*key) + self._saved_s(candidate)
+            except SizingError:
+                self._micros_s[key] = 0.0
+        return self._micros_s[key]
+
+    def _kernels(self, way: Way, card: Accelerator, micro_batch: int) -> float:
+        """Ways with the same work and the same dtypes share it."""
+        work, strategy = self.works.of(way, card, micro_batch), way.strategy
+        key = id(work), card, strategy.precision == "tf32", strategy.compile
+        if key not in self._kernels_s:
+            priced = Pricer(card, strategy, None).work(work)
+            self._kernels_s[key] = sum(sum(one.busy_s.values()) for one in priced)
+        return self._kernels_s[key]
+
+    def _saved_s(self, candidate: Candidate) -> float:
+        """They are copied on the stream that computes."""
+        way, card = candidate.way, candidate.place.cluster.accelerator
+        if way.strategy.offload != "activations" or not card.pcie_bytes_per_s:
+            return 0.0
+        sent = sent_bytes(self.works.profile(way, card), candidate.point)
+        return 2 * sent / card.pcie_bytes_per_s
+
+    # -- beside them ------------------------------------------------------------------------
+
+    def _beside(self, place: Place, way: Way) -> _Beside:
+        cluster = place.cluster
+        key = way, cluster.accelerator, cluster.per_node, cluster.nodes
+        if key not in self._besides:
+            try:
+                self._besides[key] = self._new_beside(place, way)
+            except SizingError:
+                self._besides[key] = _NOTHING
+        return self._besides[key]
+
+    def _new_beside(self, place: Place, way: Way) -> _Beside:
+        cluster, strategy = place.cluster, way.strategy
+        work = self.works.of(way, cluster.accelerator, TYPICAL)
+        links = Links.of(work, strategy, cluster, None, None)
+        if not work.training:
+            return _Beside(_travels_s(work, strategy, links), 0.0, 0.0, 0.0)
+        once = 0.0
+        if strategy.parallel == "ddp":
+            once = links.between_copies(sum(work.trainable) * gradient_bytes(strategy))
+        rows = update_rows(work, strategy, Pricer(cluster.accelerator, strategy, None), links)
+        update = max(
+            sum(row.host_step_s for row in rows), sum(sum(row.busy_s.values()) for row in rows)
+        )
+        waited = 0.0
+        if strategy.parallel in ("zero1", "zero2"):
+            gradients = sum(work.trainable) * gradient_bytes(strategy)
+            reduced = links.within_copy("reduce_scatter", gradients)
+            update += links.within_copy("all_gather", gradients)
+            update += reduced if strategy.parallel == "zero1" else 0.0
+            waited = reduced if strategy.parallel == "zero2" else 0.0
+        travels, fetched = _travels_s(work, strategy, links), _fetches_s(work, strategy, links)
+        return _Beside(travels, fetched, once, update, waited)
+
+
+def _travels_s(work: Work, strategy: Strategy, links: Links) -> float:
+    """Weights gathered, and gradients reduced, as if each went in one piece."""
+    if strategy.parallel not in _GATHERS:
+        return 0.0
+    layers = sum(work.weight_bytes[1:])
+    again = layers if work.training and strategy.reshard_after_forward else 0
+    seconds = links.within_copy("all_gather", work.weight_bytes[0] + layers + again)
+    if work.training:
+        gradients = sum(work.trainable) * min(_FP32_BYTES, gradient_bytes(strategy))
+        seconds += links.within_copy("reduce_scatter", gradients)
+    return seconds
+
+
+def _fetches_s(work: Work, strategy: Strategy, links: Links) -> float:
+    """The shards of the weights from the host, in the dtype that they are gathered in."""
+    if strategy.offload not in ("cpu", "cpu-params"):
+        return 0.0
+    layers = sum(work.weight_bytes[1:])
+    again = layers if work.training and strategy.reshard_after_forward else 0
+    shard = links.mesh.shard
+    return links.to_device((work.weight_bytes[0] + layers + again) / shard)
+
+
+def _dtype(strategy: Strategy) -> str:
+    """What its products are computed in."""
+    half = {"bfloat16": "bf16", "float16": "fp16"}.get(strategy.policy.half_dtype)
+    if half is not None:
+        return half
+    return "tf32" if strategy.precision == "tf32" else "fp32"

@@ -1,0 +1,179 @@
+"""Whether a candidate fits: by a bound, by what follows from a replay, else by its own replay.
+
+What follows: a replay that ran into no limit needs the same on any card of the same kernels, so it
+fits wherever there is as much room; what fits fits with more shards, and with a smaller micro-batch
+that accumulates as well; what does not fit does not with fewer shards or a larger one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rigsize.estimate import estimate_where_it_fits
+from rigsize.memory.host import HostEstimate, host_memory, run_of
+from rigsize.models import ModelSource
+from rigsize.plan.bounds import (
+    Held,
+    card_room_bytes,
+    held_by,
+    least_bytes,
+    parameters_of,
+    saved_bytes,
+)
+from rigsize.plan.records import Candidate, Confirmation, Way
+from rigsize.plan.traces import Traces
+from rigsize.program.environment import environment_of
+from rigsize.trace.profile import Profile
+
+__all__ = ["Memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """What one replay said."""
+
+    shard: int
+    micro_batch: int
+    num_bytes: int
+    """Of the allocator: what was enough, or what was not."""
+
+
+@dataclass(slots=True)
+class _Facts:
+    """Of one way under the same kernels, with or without accumulation and copies."""
+
+    fitting: list[_Fact] = field(default_factory=list)
+    failing: list[_Fact] = field(default_factory=list)
+
+    def fits(self, shard: int, micro: int, room: int) -> bool:
+        """Whether a replay of no fewer texts on no more shards was content with no more room."""
+        return any(
+            fact.shard <= shard and fact.micro_batch >= micro and fact.num_bytes <= room
+            for fact in self.fitting
+        )
+
+    def fails(self, shard: int, micro: int, room: int) -> bool:
+        """Whether as much room was too little for no more texts on no fewer shards."""
+        return any(
+            fact.shard >= shard and fact.micro_batch <= micro and fact.num_bytes >= room
+            for fact in self.failing
+        )
+
+
+class Memory:
+    """The memory of candidates."""
+
+    def __init__(self, source: ModelSource, traces: Traces) -> None:
+        self.source, self.traces = source, traces
+        self.replays = 0
+        self._held: dict[Way, Held] = {}
+        self._saved: dict[tuple[object, ...], int] = {}
+        self._facts: dict[tuple[object, ...], _Facts] = {}
+        self._confirmed: dict[tuple[object, ...], Confirmation] = {}
+
+    # -- bounds -----------------------------------------------------------------------------
+
+    def over_bytes(self, candidate: Candidate) -> int:
+        """By how much the card cannot hold it, whatever the rest takes; 0 where it may."""
+        way, cluster = candidate.way, candidate.place.cluster
+        profile = self.traces.profile(way, cluster.accelerator)
+        assert profile is not None, way
+        saved = self._saved_by(way, profile, candidate)
+        least = least_bytes(self._held_by(way, profile), saved, candidate)
+        return max(0, least - card_room_bytes(candidate.mesh, cluster.accelerator))
+
+    def _held_by(self, way: Way, profile: Profile) -> Held:
+        if way not in self._held:
+            self._held[way] = held_by(way, parameters_of(profile))
+        return self._held[way]
+
+    def _saved_by(self, way: Way, profile: Profile, candidate: Candidate) -> int:
+        key = profile.key, way.workload, candidate.micro_batch
+        if key not in self._saved:
+            self._saved[key] = saved_bytes(profile, candidate.point)
+        return self._saved[key]
+
+    # -- replays ----------------------------------------------------------------------------
+
+    def confirm(self, candidate: Candidate, *, exactly: bool = False) -> Confirmation:
+        """Whether it fits; `exactly` with an Estimate of its own, if a fact says that it does."""
+        way, cluster = candidate.way, candidate.place.cluster
+        batch = candidate.micro_batch, candidate.accumulation
+        shape = cluster.per_node, cluster.nodes, cluster.host_memory_bytes
+        own = (way, cluster.accelerator, *shape, *batch)
+        known = self._confirmed.get(own)
+        if known is not None and (known.replayed or not exactly):
+            return known
+        found = None if exactly else self._by_facts(candidate)
+        if found is None:
+            found = self._replayed(candidate)
+        self._confirmed[own] = found
+        return found
+
+    def _facts_of(self, candidate: Candidate) -> tuple[_Facts, int, int]:
+        """The facts, the shards and the room of a candidate."""
+        way, cluster, mesh = candidate.way, candidate.place.cluster, candidate.mesh
+        kernels = environment_of(cluster.accelerator, way.strategy)
+        key = (way, kernels, candidate.accumulation > 1, mesh.replicas > 1, mesh.shard > 1)
+        room = card_room_bytes(mesh, cluster.accelerator)
+        return self._facts.setdefault(key, _Facts()), mesh.shard, room
+
+    def _by_facts(self, candidate: Candidate) -> Confirmation | None:
+        facts, shard, room = self._facts_of(candidate)
+        if facts.fails(shard, candidate.micro_batch, room):
+            return Confirmation(fits=False, replayed=False)
+        if candidate.way.strategy.offload == "none" and facts.fits(
+            shard, candidate.micro_batch, room
+        ):
+            return self._with_host(candidate)
+        return None
+
+    def _with_host(self, candidate: Candidate) -> Confirmation:
+        """Of a candidate that fits its card by a fact: whether it fits the host, too."""
+        capacity = candidate.place.cluster.host_memory_bytes
+        over = 0 if capacity is None else self._host(candidate).high_bytes - capacity
+        fits = over <= 0
+        return Confirmation(fits=fits, replayed=False, over_bytes=max(0, over), host=not fits)
+
+    def _host(self, candidate: Candidate) -> HostEstimate:
+        """The node's memory, less what a Program would save on it."""
+        way, cluster = candidate.way, candidate.place.cluster
+        profile = self.traces.profile(way, cluster.accelerator)
+        assert profile is not None, way
+        run = (
+            self.source,
+            profile,
+            candidate.point,
+            way.workload,
+            candidate.strategy,
+            candidate.mesh,
+        )
+        return host_memory(run_of(*run, saved={}, paged_bytes=0, tensors_bytes=None))
+
+    def _replayed(self, candidate: Candidate) -> Confirmation:
+        way, cluster = candidate.way, candidate.place.cluster
+        capacity = cluster.host_memory_bytes
+        if capacity is not None:
+            over = self._host(candidate).high_bytes - capacity
+            if over > 0:
+                return Confirmation(fits=False, replayed=False, over_bytes=over, host=True)
+        profile = self.traces.profile(way, cluster.accelerator)
+        assert profile is not None, way
+        self.replays += 1
+        run = (self.source, way.workload, candidate.strategy, cluster)
+        answer = estimate_where_it_fits(*run, profile)
+        facts, shard, room = self._facts_of(candidate)
+        if answer is None:
+            facts.failing.append(_Fact(shard, candidate.micro_batch, room))
+            return Confirmation(fits=False, replayed=True)
+        played = answer.replay
+        need = room if played.num_alloc_retries else played.reserved_peak_bytes
+        facts.fitting.append(_Fact(shard, candidate.micro_batch, need))
+        over = 0 if capacity is None else answer.host.high_bytes - capacity
+        return Confirmation(
+            fits=over <= 0,
+            replayed=True,
+            over_bytes=max(0, over),
+            host=over > 0,
+            estimate=answer,
+        )

@@ -1,0 +1,105 @@
+"""The profiles that a plan's ways need: stored ones, and a few that are traced for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rigsize.errors import SizingError, UnsupportedCombination
+from rigsize.estimate import with_batch
+from rigsize.hardware.accelerators import Accelerator
+from rigsize.keys import key_for
+from rigsize.models import ModelSource
+from rigsize.plan.records import Way
+from rigsize.point import point_of
+from rigsize.program.environment import environment_of
+from rigsize.spec import Strategy
+from rigsize.trace.profile import Profile, TraceKey
+from rigsize.trace.store import find_profile, find_work, stored_profile, stored_work
+
+__all__ = ["MOST_TRACES", "Traces"]
+
+MOST_TRACES = 4
+"""Keys that a plan traces when nothing is stored of them: each takes seconds, once."""
+
+
+class Traces:
+    """By way and card: the trace key, and its profile where there is one."""
+
+    def __init__(self, source: ModelSource, most_traces: int = MOST_TRACES) -> None:
+        self.source, self.left = source, most_traces
+        self._keys: dict[tuple[Accelerator, Way], TraceKey | SizingError] = {}
+        self._kernels: dict[tuple[Accelerator, Way], tuple[object, ...]] = {}
+        self._profiles: dict[TraceKey, Profile | None] = {}
+        self._covers: dict[tuple[object, ...], bool] = {}
+
+    def key(self, way: Way, accelerator: Accelerator) -> TraceKey:
+        """The key of a way on a card; UnsupportedCombination for what the card cannot do."""
+        found = self._keys.get((accelerator, way))
+        if found is None:
+            try:
+                environment_of(accelerator, way.strategy)
+                found = key_for(self.source, way.workload, way.strategy, accelerator)
+            except SizingError as error:
+                found = error
+            self._keys[accelerator, way] = found
+        if isinstance(found, SizingError):
+            raise found
+        return found
+
+    def kernels(self, way: Way, accelerator: Accelerator) -> tuple[object, ...]:
+        """What decides a way's kernels on a card, beside the sizes: equal for like cards."""
+        if (accelerator, way) not in self._kernels:
+            environment = environment_of(accelerator, way.strategy)
+            half = way.strategy.policy.half_dtype
+            self._kernels[accelerator, way] = (self.key(way, accelerator), environment, half)
+        return self._kernels[accelerator, way]
+
+    def lacks_dtype(self, way: Way, accelerator: Accelerator) -> bool:
+        """Whether the card cannot compute as the way's precision says, or not faster for it."""
+        precision = way.strategy.precision
+        if precision == "tf32" and "tf32" not in accelerator.dtypes:
+            return True
+        if way.strategy.policy.half_dtype == "float16" and "fp16" not in accelerator.dtypes:
+            return True
+        try:
+            self.key(way, accelerator)
+        except UnsupportedCombination as error:
+            return error.field in ("precision", "quantization", "method")
+        return False
+
+    def profile(self, way: Way, accelerator: Accelerator) -> Profile | None:
+        """The profile of a way on a card: stored, else traced while a trace is left to be made."""
+        try:
+            key = self.key(way, accelerator)
+        except SizingError:
+            return None
+        if key not in self._profiles:
+            self._profiles[key] = self._find(key, point_of(way.workload, _small(way)))
+        return self._profiles[key]
+
+    def covers(self, way: Way, accelerator: Accelerator, micro_batch: int) -> bool:
+        """Whether the profile is proved for a micro-batch: one text alone may be another graph."""
+        profile = self.profile(way, accelerator)
+        if profile is None:
+            return False
+        key = profile.key, micro_batch == 1, way.workload.padding
+        if key not in self._covers:
+            point = point_of(way.workload, with_batch(way.strategy, micro_batch))
+            self._covers[key] = profile.covers(point)
+        return self._covers[key]
+
+    def _find(self, key: TraceKey, point: Mapping[str, int]) -> Profile | None:
+        stored, work = stored_profile(key, point), stored_work(key, point)
+        if (stored is not None and work is not None) or not self.left:
+            return stored if work is not None else None
+        self.left -= 1
+        try:
+            find_work(self.source, key, point)
+            return find_profile(self.source, key, point)
+        except SizingError:  # a model without a block to recompute, say
+            return None
+
+
+def _small(way: Way) -> Strategy:
+    """Two texts a micro-batch: one alone is another graph in most decoders."""
+    return with_batch(way.strategy, 2)

@@ -1,0 +1,175 @@
+"""Bounds from below stay below the replays, floors of hours below the hours."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.plan.made import place
+
+from rigsize.errors import SizingError
+from rigsize.estimate import build
+from rigsize.hardware import find_accelerator
+from rigsize.memory.replay import replay
+from rigsize.models import resolve_model
+from rigsize.plan.bounds import held_by, least_bytes, parameters_of, saved_bytes
+from rigsize.plan.candidates import Job, ways
+from rigsize.plan.clock import PipelineClock
+from rigsize.plan.judge import PipelineJudge
+from rigsize.plan.memory import Memory
+from rigsize.plan.records import Candidate, Place, Way
+from rigsize.plan.traces import Traces
+from rigsize.plan.works import Works
+from rigsize.spec import Strategy, Workload
+
+SOURCE = resolve_model("xlm-roberta-base")
+WORKLOAD = Workload(
+    model="xlm-roberta-base", task="masked-lm", use="pre-training", max_length=128, examples=10_000
+)
+JOB = Job(recipe="seed", workload=WORKLOAD, strategy=Strategy())
+TRACES = Traces(SOURCE, most_traces=0)
+WAYS, _ = ways(SOURCE, [JOB])
+SHAPES = ((1, 1), (8, 1), (8, 4))
+GLOBAL = 256
+
+
+def _places(card: str) -> list[Place]:
+    return [place(card, per, nodes, 1.0) for per, nodes in SHAPES]
+
+
+def _judge(clock: PipelineClock) -> PipelineJudge:
+    return PipelineJudge(
+        WAYS,
+        TRACES,
+        Memory(SOURCE, TRACES),
+        clock,
+        global_batch=GLOBAL,
+        micro_batch=None,
+        vary_precision=True,
+    )
+
+
+CLOCK = PipelineClock(Works(SOURCE, TRACES), GLOBAL)
+JUDGE = _judge(CLOCK)
+GRID = [
+    Candidate(place=there, way=way, micro_batch=micro, accumulation=accumulation)
+    for card in ("H100-80GB-SXM", "T4", "L4")
+    for there in _places(card)
+    for way in JUDGE.ways(there)
+    for micro, accumulation in JUDGE.batches(there, way)
+]
+grid = st.sampled_from(GRID) if GRID else st.nothing()
+needs_profiles = pytest.mark.skipif(not GRID, reason="no profile and work of xlm-roberta-base")
+
+
+@needs_profiles
+@settings(max_examples=60, deadline=None)
+@given(grid.filter(lambda candidate: candidate.micro_batch <= 32))
+def test_no_replay_needs_less_than_the_bound(candidate: Candidate) -> None:
+    way, cluster = candidate.way, candidate.place.cluster
+    profile = TRACES.profile(way, cluster.accelerator)
+    assert profile is not None
+    program = build(SOURCE, profile, candidate.strategy, cluster, candidate.point)
+    played = replay(program)
+    held = held_by(way, parameters_of(profile))
+    bound = least_bytes(held, saved_bytes(profile, candidate.point), candidate)
+    assert 0 < bound <= played.allocated_peak_bytes
+
+
+@needs_profiles
+@settings(max_examples=60, deadline=None)
+@given(grid)
+def test_no_run_is_faster_than_its_floors(candidate: Candidate) -> None:
+    clock = PipelineClock(CLOCK.works, GLOBAL)  # one that has learnt nothing of fixed times
+    there, way = candidate.place, candidate.way
+    floors = [
+        clock.floor_of_place(there, JUDGE.ways(there)),
+        clock.floor_of_way(there, way, JUDGE.batches(there, way)),
+        clock.floor(candidate),
+    ]
+    hours = clock.hours(candidate)
+    if hours is None:
+        return
+    again = [clock.floor_of_way(there, way, JUDGE.batches(there, way)), clock.floor(candidate)]
+    for floor in (*floors, *again):
+        assert 0 <= floor <= hours
+
+
+def _known(micro: int = 8) -> Candidate:
+    there = place("L4", 1, 1, 1.0)
+    return next(
+        Candidate(place=there, way=way, micro_batch=micro, accumulation=GLOBAL // micro)
+        for way in JUDGE.ways(there)
+        if way.strategy.precision == "fp32"
+    )
+
+
+@needs_profiles
+def test_bound_by_hand() -> None:
+    """fp32 AdamW on one card: 16 bytes a parameter, beside a forward pass with gradients."""
+    candidate = _known()
+    profile = TRACES.profile(candidate.way, candidate.place.cluster.accelerator)
+    assert profile is not None
+    numel = sum(p.numel for p in parameters_of(profile))
+    held = held_by(candidate.way, parameters_of(profile))
+    assert held.weights == held.gradients == 4 * numel
+    # AdamW's two moments; fused and foreach keep a step count of 4 bytes a tensor beside them.
+    assert 8 * numel <= held.states <= 8 * numel + 8 * len(parameters_of(profile))
+    saved = saved_bytes(profile, candidate.point)
+    assert least_bytes(held, saved, candidate) == held.at_step_end(1) + saved
+    # Logits of all positions outlive the forward pass: 8 x 128 x 250,002 in fp32.
+    assert saved > 8 * 128 * 250_002 * 4
+
+
+@needs_profiles
+def test_facts_save_replays_and_agree_with_them() -> None:
+    way = _known().way
+    shapes = [_known(micro) for micro in (4, 8)]
+    memory = Memory(SOURCE, TRACES)
+    assert memory.confirm(shapes[1]).replayed
+    told = memory.confirm(shapes[0])
+    assert (told.fits, told.replayed, memory.replays) == (True, False, 1)
+    exact = memory.confirm(shapes[0], exactly=True)
+    assert (exact.fits, exact.replayed, memory.replays) == (True, True, 2)
+    assert exact.estimate is not None
+    assert exact.estimate.fit.verdict == "fits"
+    large = _with(way, 512)
+    assert not memory.confirm(large).fits
+    replays = memory.replays
+    assert not memory.confirm(_with(way, 1024)).fits
+    assert memory.replays == replays
+
+
+def _with(way: Way, micro: int) -> Candidate:
+    there = place("L4", 1, 1, 1.0)
+    return Candidate(place=there, way=way, micro_batch=micro, accumulation=2)
+
+
+@needs_profiles
+def test_a_machine_without_host_memory_is_refused_before_a_replay() -> None:
+    from dataclasses import replace
+
+    memory = Memory(SOURCE, TRACES)
+    known = _known()
+    cluster = replace(known.place.cluster, host_memory_bytes=2**30)
+    small = replace(known, place=replace(known.place, cluster=cluster))
+    found = memory.confirm(small)
+    assert (found.fits, found.host, found.replayed, memory.replays) == (False, True, False, 0)
+    assert found.over_bytes > 0
+
+
+def test_mesh_of_every_candidate_is_possible() -> None:
+    for candidate in itertools.islice(GRID, 0, None, 97):
+        try:
+            assert candidate.mesh.ranks == candidate.place.cluster.devices
+        except SizingError as error:  # pragma: no cover - the judge lets none through
+            pytest.fail(str(error))
+
+
+def test_cards_that_cannot_compute_in_a_precision_are_named() -> None:
+    there = place("T4", 1, 1, 1.0)
+    assert find_accelerator("T4").supports_bf16 is False
+    assert {way.strategy.policy.half_dtype for way in JUDGE.ways(there)} <= {"float16", "float32"}
+    assert JUDGE.left_out(there).get("dtype_missing", 0) > 0
