@@ -157,7 +157,8 @@ def test_what_nobody_offers(asked: dict[str, str], words: str) -> None:
 
 
 def test_buying_by_hand() -> None:
-    # 0.3 kWh in this hour at 0.2 USD are 0.06 USD; renting costs 2 USD: 1,940 USD are 1,000 hours.
+    # 400 W at three quarters for 0.2 USD a kWh are 0.06 USD an hour; renting costs 2: 1,940 USD are
+    # 1,000 hours.
     found = break_even(HOUR, cost(HOUR, offer(), ONE, TODAY), ONE, 1_940.0, 0.2)
     assert found.power_usd_per_hour == pytest.approx(0.06)
     assert found.hours == pytest.approx(1_000)
@@ -167,6 +168,12 @@ def test_buying_by_hand() -> None:
 def test_buying_may_never_be_cheaper() -> None:
     found = break_even(HOUR, cost(HOUR, offer(0.05), ONE, TODAY), ONE, 1_940.0, 0.2)
     assert found.hours is None
+
+
+def test_buying_needs_no_length_of_the_run() -> None:
+    found = break_even(run(), cost(run(), offer(), ONE, TODAY), ONE, 1_940.0, 0.2)
+    assert found.hours == pytest.approx(1_000)
+    assert found.runs is None
 
 
 def test_no_price_of_power_is_assumed_and_said() -> None:

@@ -16,8 +16,8 @@ from rigsize.errors import SpecError, UnsupportedCombination, nearest
 from rigsize.hardware.offers import STALE_DAYS, Offer, first_day
 from rigsize.spec import Cluster
 from rigsize.steptime.intervals import scaled, total_of
-from rigsize.steptime.run_constants import USD_PER_KWH
-from rigsize.steptime.run_lines import RunTime
+from rigsize.steptime.run_constants import POWER_SHARE, USD_PER_KWH
+from rigsize.steptime.run_lines import RunTime, power_limit_kw
 from rigsize.steptime.step import Quantiles
 
 __all__ = ["BreakEven", "Cost", "CostLine", "break_even", "cost", "find_offer", "offers_for"]
@@ -227,15 +227,15 @@ def break_even(
     usd(own_usd, "own-price")
     price = USD_PER_KWH.value.mid if usd_per_kwh is None else usd(usd_per_kwh, "power-price")
     hours_of_run = run.hours.p50
-    energy = run.energy_kwh
-    power = energy.p50 / hours_of_run * price if energy and hours_of_run else 0.0
+    limit_kw = power_limit_kw(cluster)
+    power = 0.0 if limit_kw is None else limit_kw * POWER_SHARE.value.mid * price
     left = rented.usd_per_hour - power
     hours = own_usd / left if left > 0 else None
     notes = ["space, staff, other power, resale and interest are left out"]
     if usd_per_kwh is None:
         low, mid, high = USD_PER_KWH.value
         notes.append(f"{mid:g} USD a kWh assumed ({low:g} to {high:g}): --power-price")
-    if energy is None:
+    if limit_kw is None:
         notes.append(f"nobody published the power of {cluster.accelerator.id}: counted as none")
     return BreakEven(
         own_usd=own_usd,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rigsize.program.mesh import Mesh, mesh_of
+from rigsize.program.optimizer_sizes import paged_sizes, state_bytes
 from rigsize.program.work import Work
 from rigsize.provenance import Basis, Sourced
 from rigsize.spec import Cluster, Strategy, Workload
@@ -39,12 +40,13 @@ __all__ = [
     "Line",
     "RunTime",
     "Steps",
+    "power_limit_kw",
     "run_time_of",
     "steps_of",
 ]
 
-_STATES_BYTES = 8
-"""Of an optimizer's states a trained parameter, AdamW's in fp32 (a checkpoint keeps them)."""
+_SIDE = 1024
+"""Of the square matrix whose states stand for every parameter's."""
 LEFT_OUT = (
     "booting a rented machine, waiting for it, and restarts",
     "CPUs, memory, fans, power supplies and cooling in the energy",
@@ -334,7 +336,7 @@ def _checkpoints(run: _Run, main: Line) -> Line:
     """`train` waits while they are written; of sharded states each machine writes its part."""
     every = run.around.checkpoint_every_s
     assert every is not None
-    num_bytes = run.weight_bytes + _STATES_BYTES * sum(run.work.trainable)
+    num_bytes = run.weight_bytes + round(_kept_bytes(run.strategy) * sum(run.work.trainable))
     writers = run.cluster.nodes if run.mesh.shard > 1 else 1
     counts = [math.floor(bound / every) + 1 for bound in main.seconds]
     each = _seconds(num_bytes / writers, DISK_BYTES_PER_S)
@@ -343,13 +345,26 @@ def _checkpoints(run: _Run, main: Line) -> Line:
     return Line("checkpoints", seconds, "assumed", note)
 
 
+def _kept_bytes(strategy: Strategy) -> float:
+    """Of a trained parameter beside its weight: the optimizer's states and a master copy."""
+    policy, name = strategy.policy, strategy.optimizer
+    shape = (_SIDE, _SIDE)
+    states = state_bytes(name, [shape], policy.master_bytes or policy.weight_bytes)
+    states += sum(paged_sizes(name, shape))
+    return states / _SIDE**2 + policy.master_bytes
+
+
+def power_limit_kw(cluster: Cluster) -> float | None:
+    """Of all accelerators; None where nobody published it."""
+    card = cluster.accelerator
+    return None if card.tdp_w is None else card.tdp_w / card.devices * cluster.devices / 1000
+
+
 def _energy(total: Quantiles, run: _Run) -> Quantiles | None:
     """Of the accelerators, in kWh: their power limit times a share of it."""
-    card = run.cluster.accelerator
-    if card.tdp_w is None:
+    kw, shares = power_limit_kw(run.cluster), POWER_SHARE.value
+    if kw is None:
         return None
-    kw = card.tdp_w / card.devices * run.cluster.devices / 1000
-    shares = POWER_SHARE.value
     return Quantiles(*(kw * s / 3600 * share for s, share in zip(total, shares, strict=True)))
 
 
