@@ -35,6 +35,10 @@ def hours_text(rows: Sequence[TableRow], fitted: Reading | None) -> Iterator[Ren
             "Plain is the recipe above under the article's words, nothing fitted; precision,"
             " padding and what crosses to the host in a micro-step are not in the article."
         )
+        for row in timed:
+            if row.hours is not None and row.hours.note:
+                name = row.model.rpartition("-")[2]
+                yield f"Plain for {name} as the article links its card; {row.hours.note}."
         if fitted is not None:
             yield _reading([row.hours for row in timed if row.hours and row.hours.read], fitted)
     if any(row.table == "fine-tuning" for row in timed):
@@ -127,6 +131,7 @@ def hours_document(row: TableRow) -> dict[str, Any]:
         plain: dict[str, Any] = {"hours": found}
     else:
         plain = {"hours": quantiles(hours.plain), "bound_by": hours.bound_by}
+        plain |= {"hours_note": hours.note} if hours.note else {}
     if hours is None or hours.read is None:
         why = "a fitted reading of the pre-training rows alone"
         return plain | unknown("hours_by_reading", why)
