@@ -1,12 +1,14 @@
 """Prove the shipped profiles exact, and print how often they were.
 
-    python validation/check_profiles.py [points depth parameters optimizers]
+    python validation/check_profiles.py [points work depth parameters optimizers]
                                         [--sample N] [--seed N] [--models GLOB ...]
                                         [--keys GLOB ...] [--max-minutes N] [--write]
 
 points      fresh traces at three sizes in every domain that no fit has seen, one of 4,096 tokens
             or more where the model allows it, against the profile's whole event sequence
             (operator, order, birth, death, bytes)
+work        the same sizes against the profile's work: per layer the dispatches, and every kernel's
+            operator, dtype, layout, sizes and launches
 depth       traces of the whole model, every layer, against the tiled profile, event by event
 parameters  tiled names, shapes and types against torch's own on the meta device, counts against
             the published tables, every gradient against its parameter
@@ -43,12 +45,13 @@ from rigsize.trace.capture import named_parameters
 from rigsize.trace.child import run_under_hash_seed
 from rigsize.trace.domains import proof_points
 from rigsize.trace.fold import _at, _named, _Namer, give_back_layer_deaths
+from rigsize.trace.fold_work import work_mismatch
 from rigsize.trace.model import build, load_config
 from rigsize.trace.profile import Body, Event, Profile, TraceKey, unpack
 from rigsize.trace.recorder import RawTrace
 from rigsize.trace.session import Session
 from rigsize.trace.sizes import evaluate, monomials_at
-from rigsize.trace.store import PACKAGED, read_pack
+from rigsize.trace.store import PACKAGED, WORK, read_pack
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "exactness.md"
@@ -108,16 +111,17 @@ class Shipped:
         return Session.of(self.profile, self.model.config, max_positions(self.model.config))
 
 
-def shipped(patterns: Sequence[str]) -> Iterator[tuple[BundledModel, bytes]]:
-    """Every stored profile, packed, with a model of its config."""
+def shipped(patterns: Sequence[str], *, work: bool = False) -> Iterator[tuple[BundledModel, bytes]]:
+    """Every stored profile of births and deaths, or of work, packed, with a model of its config."""
     seen = set()
     for model in bundled_models():
         name = digest(model.config)
         if name in seen or not _matches(model, patterns):
             continue
         seen.add(name)
-        for data in read_pack(PACKAGED / f"{name}.profiles").values():
-            yield model, data
+        for key, data in read_pack(PACKAGED / f"{name}.profiles").items():
+            if key.endswith(WORK) == work:
+                yield model, data
 
 
 def _matches(model: BundledModel, patterns: Sequence[str]) -> bool:
@@ -134,6 +138,16 @@ def check_points(item: Shipped, tally: Tally) -> None:
     for name, index in profile.domains.items():
         for point in proof_points(name, profile.limits, session.max_positions, varied):
             difference = session.differs(profile.bodies[index], point)
+            tally.count(f"{item.name} {name} {point}", difference)
+
+
+def check_work(item: Shipped, tally: Tally) -> None:
+    """Three unseen sizes in each domain against the work that claims it."""
+    profile, session = item.profile, item.session()
+    varied = profile.key.varied
+    for name, index in profile.domains.items():
+        for point in proof_points(name, profile.limits, session.max_positions, varied):
+            difference = work_mismatch(profile.bodies[index], session.record(point), point)
             tally.count(f"{item.name} {name} {point}", difference)
 
 
@@ -319,20 +333,26 @@ def real_state_bytes(name: str, parameters: Sequence[torch.Tensor]) -> int:
 def run(options: argparse.Namespace) -> list[Tally]:
     """The chosen proofs on the chosen profiles, until the time is up."""
     deadline = time.monotonic() + 60 * options.max_minutes
-    everything = list(shipped(options.models))
-    chosen = random.Random(options.seed).sample(
-        everything, min(options.sample or len(everything), len(everything))
-    )
     tallies = []
-    checks = {"points": check_points, "depth": check_depth, "parameters": check_parameters}
-    units = {"points": "points", "depth": "whole models", "parameters": "comparisons"}
+    checks = {
+        "points": check_points,
+        "work": check_work,
+        "depth": check_depth,
+        "parameters": check_parameters,
+    }
+    units = {
+        "points": "points",
+        "work": "points",
+        "depth": "whole models",
+        "parameters": "comparisons",
+    }
     for what in options.proofs:
         tally = Tally(what, units.get(what, "states"))
         tallies.append(tally)
         if what == "optimizers":
             _all_optimizers(options, tally, deadline)
             continue
-        for model, data in chosen:
+        for model, data in _chosen(options, work=what == "work"):
             if time.monotonic() > deadline:
                 break
             item = Shipped(model, unpack(data))
@@ -345,6 +365,13 @@ def run(options: argparse.Namespace) -> list[Tally]:
             checks[what](item, tally)
         print(tally.line(), flush=True)
     return tallies
+
+
+def _chosen(options: argparse.Namespace, *, work: bool) -> list[tuple[BundledModel, bytes]]:
+    """The stored profiles of one kind that are asked for."""
+    everything = list(shipped(options.models, work=work))
+    number = min(options.sample or len(everything), len(everything))
+    return random.Random(options.seed).sample(everything, number)
 
 
 def _all_optimizers(options: argparse.Namespace, tally: Tally, deadline: float) -> None:
@@ -377,6 +404,8 @@ def write(tallies: Sequence[Tally]) -> None:
 PROOFS = {
     "points": "fresh traces at sizes that no fit has seen, three a domain, against the profile's"
     " whole event sequence: operator, order, birth, death, bytes",
+    "work": "fresh traces at the same sizes against the profile's work: per layer the number of"
+    " dispatches and every kernel's operator, dtype, layout, sizes and launches",
     "depth": "traces of the whole model, every layer, against the tiled profile, event by event:"
     " kind, operator, module, bytes, and which storage",
     "parameters": "names, shapes and types of the tiled profile against torch's own model on the"
