@@ -93,6 +93,9 @@ class TableJudge:
     def floor_of_way(self, place: Place, way: Way) -> float:
         return self._floor(place, [way])
 
+    def floor_of_spread(self, place: Place, way: Way) -> float:
+        return max(self._floor(place, [way]), self.floor_of_way(place, way))
+
     def floor(self, candidate: Candidate) -> float:
         return (self.true_hours(candidate) or 0.0) * 0.75
 

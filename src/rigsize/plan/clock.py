@@ -29,19 +29,24 @@ class PipelineClock:
     def __init__(self, works: Works, global_batch: int | None) -> None:
         self.works, self.floors = works, Floors(works)
         self.global_batch = global_batch
-        self._cards_s: dict[Accelerator, float] = {}
+        self._cards_s: dict[tuple[Accelerator, Way, int], float] = {}
         self._fixed_s: dict[tuple[object, ...], float] = {}
+
+    def answers(self, way: Way, card: Accelerator) -> bool:
+        """Whether a time can be given at all, as far as the card's rates say."""
+        return self.floors.has_rate(way, card)
 
     # -- floors -----------------------------------------------------------------------------
 
     def floor_of_place(self, place: Place, ways: Sequence[Way]) -> float:
-        """Products at the peak of the fastest way's dtype, spread over all devices."""
+        """Kernels of the fastest way, spread over all devices."""
         card = place.cluster.accelerator
         if not ways:
             return 0.0
-        if card not in self._cards_s:
-            self._cards_s[card] = self.floors.of_card(ways, card)
-        seconds = _texts(ways[0]) * self._cards_s[card] / place.cluster.devices
+        key = card, ways[0], len(ways)
+        if key not in self._cards_s:
+            self._cards_s[key] = self.floors.of_card(ways, card)
+        seconds = _texts(ways[0]) * self._cards_s[key] / place.cluster.devices
         return seconds * (1 - _EPSILON) / _HOUR_S
 
     def floor_of_way(self, place: Place, way: Way, batches: Sequence[tuple[int, int]]) -> float:

@@ -10,7 +10,7 @@ card's peak.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from rigsize.errors import SizingError
@@ -73,6 +73,8 @@ class Floors:
         self._texts_s: dict[tuple[Way, Accelerator], float] = {}
         self._kernels_s: dict[tuple[object, ...], float] = {}
         self._micros_s: dict[tuple[Way, Accelerator, int], float] = {}
+        self._alike: dict[Way, int] = {}
+        self._names: dict[Strategy, int] = {}
         self._besides: dict[tuple[object, ...], _Beside] = {}
 
     def of_card(self, ways: Sequence[Way], card: Accelerator) -> float:
@@ -100,6 +102,10 @@ class Floors:
         micros = texts / (candidate.micro_batch * candidate.mesh.ranks)
         kernels = micros * self._micro_s(candidate)
         return beside.added_to(kernels, micros, texts / candidate.global_batch)
+
+    def has_rate(self, way: Way, card: Accelerator) -> bool:
+        """Whether the card's rate for the way's products is known: without it there is no time."""
+        return self._peak_s(way, card) > 0
 
     # -- kernels ----------------------------------------------------------------------------
 
@@ -160,8 +166,12 @@ class Floors:
     # -- beside them ------------------------------------------------------------------------
 
     def _beside(self, place: Place, way: Way) -> _Beside:
+        """Equal for all ways that shard, send and update alike."""
         cluster = place.cluster
-        key = way, cluster.accelerator, cluster.per_node, cluster.nodes
+        if way not in self._alike:
+            plain = replace(way.strategy, recompute="none", loss="all", hold_output=True)
+            self._alike[way] = self._names.setdefault(plain, len(self._names))
+        key = self._alike[way], cluster.accelerator, cluster.per_node, cluster.nodes
         if key not in self._besides:
             try:
                 self._besides[key] = self._new_beside(place, way)
@@ -203,6 +213,8 @@ def _travels_s(work: Work, strategy: Strategy, links: Links) -> float:
     if work.training:
         gradients = sum(work.trainable) * min(_FP32_BYTES, gradient_bytes(strategy))
         seconds += links.within_copy("reduce_scatter", gradients)
+        if links.mesh.replicas > 1:
+            seconds += links.between_copies(gradients // links.mesh.shard)
     return seconds
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rigsize.errors import SizingError
+from rigsize.hardware.accelerators import Accelerator
 from rigsize.plan.candidates import batches
 from rigsize.plan.memory import Memory
 from rigsize.plan.records import Candidate, Confirmation, Place, Way
@@ -19,6 +20,9 @@ _SHARDED = ("fsdp", "hsdp", "zero2", "zero3")
 
 class Clock(Protocol):
     """Hours of a run; a floor holds for whatever is below it."""
+
+    def answers(self, way: Way, card: Accelerator) -> bool:
+        """Whether a time can be given at all, as far as the card's rates say."""
 
     def floor_of_place(self, place: Place, ways: Sequence[Way]) -> float:
         """Hours that none of the ways goes below."""
@@ -66,7 +70,7 @@ class PipelineJudge:
         return self._sorted(place)[0]
 
     def left_out(self, place: Place) -> dict[str, int]:
-        """Candidates there that cannot be, by kind: dtype_missing, not_traced."""
+        """Candidates there that cannot be, by kind: dtype_missing, not_traced, no_time."""
         _, without = self._sorted(place)
         return {
             kind: sum(len(self._all_batches(place, way)) for way in ways)
@@ -104,12 +108,14 @@ class PipelineJudge:
         half = way.strategy.policy.half_dtype
         if self.vary_precision and half == "float16" and card.supports_bf16:
             return ""
-        return None if self.traces.profile(way, card) is not None else "not_traced"
+        if self.traces.profile(way, card) is None:
+            return "not_traced"
+        return None if self.clock.answers(way, card) else "no_time"
 
     def batches(self, place: Place, way: Way) -> Sequence[tuple[int, int]]:
         """(micro-batch, accumulation), the largest micro-batch first."""
         card = place.cluster.accelerator
-        key = way, place.cluster.devices, self.traces.covers(way, card, 1)
+        key = way, card, place.cluster.devices
         if key not in self._batches:
             self._batches[key] = [
                 (micro, accumulation)
@@ -133,6 +139,10 @@ class PipelineJudge:
         return self.clock.floor_of_place(place, self.ways(place))
 
     def floor_of_way(self, place: Place, way: Way) -> float:
+        """Of the clock."""
+        return self.clock.floor_of_place(place, (way,))
+
+    def floor_of_spread(self, place: Place, way: Way) -> float:
         """Of the clock."""
         return self.clock.floor_of_way(place, way, self.batches(place, way))
 

@@ -7,7 +7,7 @@ that accumulates as well; what does not fit does not with fewer shards or a larg
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rigsize.estimate import estimate_where_it_fits
 from rigsize.memory.host import HostEstimate, host_memory, run_of
@@ -68,6 +68,7 @@ class Memory:
         self.replays = 0
         self._held: dict[Way, Held] = {}
         self._saved: dict[tuple[object, ...], int] = {}
+        self._hosts: dict[tuple[object, ...], HostEstimate] = {}
         self._facts: dict[tuple[object, ...], _Facts] = {}
         self._confirmed: dict[tuple[object, ...], Confirmation] = {}
 
@@ -130,33 +131,44 @@ class Memory:
 
     def _with_host(self, candidate: Candidate) -> Confirmation:
         """Of a candidate that fits its card by a fact: whether it fits the host, too."""
-        capacity = candidate.place.cluster.host_memory_bytes
-        over = 0 if capacity is None else self._host(candidate).high_bytes - capacity
+        over = self._host_over(candidate)
         fits = over <= 0
-        return Confirmation(fits=fits, replayed=False, over_bytes=max(0, over), host=not fits)
+        return Confirmation(fits=fits, replayed=False, over_bytes=over, host=not fits)
 
     def _host(self, candidate: Candidate) -> HostEstimate:
-        """The node's memory, less what a Program would save on it."""
+        """The node's memory, less what a Program would save on it; no card matters to it."""
         way, cluster = candidate.way, candidate.place.cluster
         profile = self.traces.profile(way, cluster.accelerator)
         assert profile is not None, way
-        run = (
-            self.source,
-            profile,
-            candidate.point,
-            way.workload,
-            candidate.strategy,
-            candidate.mesh,
-        )
-        return host_memory(run_of(*run, saved={}, paged_bytes=0, tensors_bytes=None))
+        key = (way, profile.key, cluster.per_node, cluster.nodes, candidate.micro_batch)
+        if key not in self._hosts:
+            point, mesh = candidate.point, candidate.mesh
+            run = (self.source, profile, point, way.workload, candidate.strategy, mesh)
+            found = host_memory(run_of(*run, saved={}, paged_bytes=0, tensors_bytes=None))
+            self._hosts[key] = found
+        return self._hosts[key]
+
+    def _host_over(self, candidate: Candidate) -> int:
+        """By how much the node's memory is too little; of one text a device first, for all."""
+        capacity = candidate.place.cluster.host_memory_bytes
+        if capacity is None:
+            return 0
+        least = self._host(replace(candidate, micro_batch=1, accumulation=1)).high_bytes
+        high = least if least > capacity else self._host(candidate).high_bytes
+        return max(0, high - capacity)
+
+    def _ask_smallest(self, candidate: Candidate) -> None:
+        """A second batch failed: if two texts do too, one replay has spoken for all the others."""
+        small = replace(candidate, micro_batch=2, accumulation=max(2, candidate.accumulation))
+        if candidate.micro_batch > 2 and candidate.accumulation > 1:
+            self.confirm(small)
 
     def _replayed(self, candidate: Candidate) -> Confirmation:
         way, cluster = candidate.way, candidate.place.cluster
         capacity = cluster.host_memory_bytes
-        if capacity is not None:
-            over = self._host(candidate).high_bytes - capacity
-            if over > 0:
-                return Confirmation(fits=False, replayed=False, over_bytes=over, host=True)
+        over = self._host_over(candidate)
+        if over:
+            return Confirmation(fits=False, replayed=False, over_bytes=over, host=True)
         profile = self.traces.profile(way, cluster.accelerator)
         assert profile is not None, way
         self.replays += 1
@@ -164,7 +176,10 @@ class Memory:
         answer = estimate_where_it_fits(*run, profile)
         facts, shard, room = self._facts_of(candidate)
         if answer is None:
+            again = any(fact.shard >= shard and fact.num_bytes >= room for fact in facts.failing)
             facts.failing.append(_Fact(shard, candidate.micro_batch, room))
+            if again and candidate.micro_batch > 1:
+                self._ask_smallest(candidate)
             return Confirmation(fits=False, replayed=True)
         played = answer.replay
         need = room if played.num_alloc_retries else played.reserved_peak_bytes

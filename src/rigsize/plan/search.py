@@ -1,7 +1,8 @@
 """The search: best first through a tree of bounds, so that little is timed and less is replayed.
 
-A place holds ways, a way its batches. Each node has a floor of the hours below it; at one place
-USD never fall when hours rise, so a floor of hours is a floor of USD, too. The node with the least
+A place holds ways, a way its batches. Each node has a floor of the hours below it, a way first a
+cheap one, then one that knows how it is spread; at one place USD never fall when hours rise, so a
+floor of hours is a floor of USD, too. The node with the least
 floor is opened first: a place into ways, a way into candidates, a candidate into its real hours.
 What comes off the heap with real hours is no worse than anything that is left; only then its memory
 is replayed, and if it fits it belongs to the answer. Found in the order of USD, whatever is no
@@ -24,7 +25,7 @@ from rigsize.plan.records import Candidate, Chosen, Confirmation, Limits, Place,
 
 __all__ = ["Judge", "Tally", "front", "nearest", "smallest"]
 
-PLACE, WAY, CANDIDATE, TIMED = range(4)
+PLACE, WAY, SPREAD, CANDIDATE, TIMED = range(5)
 """How far a node is opened; of equals the less opened goes first, so that no tie is missed."""
 
 
@@ -41,7 +42,10 @@ class Judge(Protocol):
         """Hours that nothing there goes below."""
 
     def floor_of_way(self, place: Place, way: Way) -> float:
-        """Hours that no batch of the way goes below."""
+        """Hours that no batch of the way goes below, at little cost."""
+
+    def floor_of_spread(self, place: Place, way: Way) -> float:
+        """The same with what travels between ranks and to the host."""
 
     def floor(self, candidate: Candidate) -> float:
         """Hours that the candidate does not go below."""
@@ -149,14 +153,18 @@ class _Walk:
                     self.push(_Node(WAY, place, way), judge.floor_of_way(place, way))
         elif node.level == WAY:
             assert node.way is not None
+            hours = judge.floor_of_spread(place, node.way)
+            self.push(_Node(SPREAD, place, node.way), hours)
+        elif node.level == SPREAD:
+            assert node.way is not None
             self.open_way(place, node.way)
         else:
             assert node.candidate is not None
-            hours = judge.hours(node.candidate)
-            if hours is None:
+            timed = judge.hours(node.candidate)
+            if timed is None:
                 self.tally.left_out("no_time", 1, 0.0, node.candidate)
             else:
-                self.push(_Node(TIMED, place, node.way, node.candidate), hours)
+                self.push(_Node(TIMED, place, node.way, node.candidate), timed)
 
     def open_way(self, place: Place, way: Way) -> None:
         for micro, accumulation in self.judge.batches(place, way):

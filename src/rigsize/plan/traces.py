@@ -27,10 +27,13 @@ class Traces:
 
     def __init__(self, source: ModelSource, most_traces: int = MOST_TRACES) -> None:
         self.source, self.left = source, most_traces
+        self.works: dict[TraceKey, Profile | None] = {}
+        """The profiles of work behind them."""
         self._keys: dict[tuple[Accelerator, Way], TraceKey | SizingError] = {}
         self._kernels: dict[tuple[Accelerator, Way], tuple[object, ...]] = {}
         self._profiles: dict[TraceKey, Profile | None] = {}
-        self._covers: dict[tuple[object, ...], bool] = {}
+        self._by_way: dict[tuple[Way, Accelerator], Profile | None] = {}
+        self._covers: dict[tuple[Way, Accelerator, bool], bool] = {}
 
     def key(self, way: Way, accelerator: Accelerator) -> TraceKey:
         """The key of a way on a card; UnsupportedCombination for what the card cannot do."""
@@ -69,6 +72,11 @@ class Traces:
 
     def profile(self, way: Way, accelerator: Accelerator) -> Profile | None:
         """The profile of a way on a card: stored, else traced while a trace is left to be made."""
+        if (way, accelerator) not in self._by_way:
+            self._by_way[way, accelerator] = self._of_way(way, accelerator)
+        return self._by_way[way, accelerator]
+
+    def _of_way(self, way: Way, accelerator: Accelerator) -> Profile | None:
         try:
             key = self.key(way, accelerator)
         except SizingError:
@@ -79,22 +87,21 @@ class Traces:
 
     def covers(self, way: Way, accelerator: Accelerator, micro_batch: int) -> bool:
         """Whether the profile is proved for a micro-batch: one text alone may be another graph."""
-        profile = self.profile(way, accelerator)
-        if profile is None:
-            return False
-        key = profile.key, micro_batch == 1, way.workload.padding
+        key = way, accelerator, micro_batch == 1
         if key not in self._covers:
+            profile = self.profile(way, accelerator)
             point = point_of(way.workload, with_batch(way.strategy, micro_batch))
-            self._covers[key] = profile.covers(point)
+            self._covers[key] = profile is not None and profile.covers(point)
         return self._covers[key]
 
     def _find(self, key: TraceKey, point: Mapping[str, int]) -> Profile | None:
         stored, work = stored_profile(key, point), stored_work(key, point)
+        self.works[key] = work
         if (stored is not None and work is not None) or not self.left:
             return stored if work is not None else None
         self.left -= 1
         try:
-            find_work(self.source, key, point)
+            self.works[key] = find_work(self.source, key, point)
             return find_profile(self.source, key, point)
         except SizingError:  # a model without a block to recompute, say
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 
@@ -63,7 +64,7 @@ def rejected_of(
     tally: Tally, cannot: Mapping[str, int], left: Sequence[Left]
 ) -> tuple[Rejected, ...]:
     """Every class of candidates that was left out, then every class of offers."""
-    counts = {**tally.counts, **cannot}
+    counts = tally.counts + Counter(cannot)
     found = [
         Rejected(kind=kind, of="candidates", reason=_reason(kind, tally), count=count)
         for kind, count in counts.items()

@@ -1,0 +1,131 @@
+"""`rigsize plan` on shipped profiles: nothing is traced."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rigsize.cli import run
+
+ASKED = (
+    *("plan", "xlm-roberta-base", "--offline", "--task", "masked-lm", "--use", "pre-training"),
+    *("--max-length", "128", "--global-batch", "256", "--precision", "amp-bf16"),
+    *("--recipe", "lean", "--recompute", "none", "--offload", "none"),
+)
+TEXTS = ("--examples", "100000")
+L4 = ("--gpu", "L4", "--provider", "gcp", "--max-gpus", "4")
+
+Ran = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Ran:
+    """(exit code, stdout, stderr) of a plan."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run((*ASKED, *arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_plans_by_the_contract(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ran(*TEXTS, *L4, "--json")
+    assert code == 0
+    document: dict[str, Any] = json.loads(out)
+    plans = document["plans"]
+    labels = [label for plan in plans for label in plan["labels"]]
+    assert {"cheapest", "fastest", "smallest"} <= set(labels)
+    front = [p for p in plans if "front" in p["labels"]]
+    hours = [p["time"]["hours"]["p50"] for p in front]
+    usd = [p["cost"]["usd"]["p50"] for p in front]
+    assert hours == sorted(hours, reverse=True)
+    assert usd == sorted(usd)
+    for plan in plans:
+        assert plan["gpus"] == plan["per_node"] * plan["nodes"]
+        assert plan["plan"]["global_batch"] == 256
+        assert plan["cost"]["price_date"]
+        lines = sum(line["seconds"]["p50"] for line in plan["time"]["lines"])
+        assert plan["time"]["hours"]["p50"] == pytest.approx(lines / 3600)
+        rate = plan["cost"]["usd_per_hour"]
+        assert plan["cost"]["usd"]["p50"] == pytest.approx(rate * lines / 3600)
+    candidates = [r for r in document["rejected"] if r["of"] == "candidates"]
+    searched = document["searched"]
+    chosen = sum("front" in plan["labels"] for plan in plans)
+    assert sum(r["count"] for r in candidates) + chosen == searched["candidates"]
+    assert searched["replays"] <= 20
+    # The command of a named plan asks `estimate` for the same bytes.
+    cheapest = next(plan for plan in plans if "cheapest" in plan["labels"])
+    assert run([*shlex.split(cheapest["command"])[1:], "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["memory"]["device_peak_bytes"] == cheapest["memory"]["device_peak_bytes"]
+
+
+def test_nobody_meets_the_limits(ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, *L4, "--max-price", "0.001", "--json")
+    assert code == 3
+    document = json.loads(out)
+    assert document["met"] is False
+    (nearest,) = document["plans"]
+    assert nearest["labels"] == ["nearest"]
+    assert "over --max-price" in nearest["misses"][0]
+    assert any(r["class"] == "over_price" for r in document["rejected"])
+    code, out, _ = ran(*TEXTS, *L4, "--max-hours", "0.001")
+    assert code == 3
+    assert "no plan meets the limits; the nearest:" in out
+    assert "over --max-hours" in out
+
+
+def test_own_machines_cost_nothing(ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, "--own", "L4:2", "--host-memory", "64GiB", "--json")
+    assert code == 0
+    plans = json.loads(out)["plans"]
+    assert {plan["provider"] for plan in plans} == {"own"}
+    assert {plan["cost"]["usd"]["p50"] for plan in plans} == {0.0}
+    fastest = next(plan for plan in plans if "fastest" in plan["labels"])
+    assert fastest["gpus"] == 2
+
+
+def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, *L4, "--scaling")
+    assert code == 0
+    assert "cheapest" in out
+    assert "rigsize estimate xlm-roberta-base" in out
+    assert "efficiency against the fewest nodes" in out
+    assert "searched " in out
+    assert "replays" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ((), "examples"),
+        ((*TEXTS, "--provider", "nobody"), "provider"),
+        ((*TEXTS, "--gpu", "H1000"), "gpus"),
+        ((*TEXTS, "--allow", "adaptors"), "allow"),
+        ((*TEXTS, "--grad-accum", "4"), "grad-accum"),
+        ((*TEXTS, "--max-price", "-1"), "max-price"),
+        ((*TEXTS, "--max-hours", "soon"), "max-hours"),
+        ((*TEXTS, "--max-gpus", "0"), "max-gpus"),
+        ((*TEXTS, "--offers", "nowhere.csv"), "offers"),
+    ],
+)
+def test_bad_input(given: tuple[str, ...], field: str, ran: Ran) -> None:
+    code, out, err = ran(*given)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"rigsize: {field}: ")
+    assert err.count("\n") == 1
+
+
+def test_a_row_of_the_offers_is_named(ran: Ran, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("provider,instance,gpu_name,gpu_count,on_demand_usd_h\nme,box,L4,1,-2\n")
+    code, _, err = ran(*TEXTS, "--offers", str(file))
+    assert code == 2
+    assert "row 2, column on_demand_usd_h: negative" in err
