@@ -18,13 +18,14 @@ from rigsize.hardware.accelerators import Accelerator
 from rigsize.plan.bounds import sent_bytes
 from rigsize.plan.records import Candidate, Place, Way
 from rigsize.plan.works import Works
-from rigsize.program.work import Work
+from rigsize.program.work import Work, kernel_flops
 from rigsize.spec import Strategy
 from rigsize.steptime.constants import OVERLAP_COST
 from rigsize.steptime.gemm import peak_flops_per_s
 from rigsize.steptime.links import Links
 from rigsize.steptime.prices import Pricer
 from rigsize.steptime.update import gradient_bytes, update_rows
+from rigsize.trace.profile import TraceKey
 
 __all__ = ["Floors"]
 
@@ -69,6 +70,8 @@ class Floors:
 
     def __init__(self, works: Works) -> None:
         self.works = works
+        self._rates: dict[tuple[Accelerator, str], float] = {}
+        self._flops: dict[tuple[TraceKey, str], float] = {}
         self._peaks_s: dict[tuple[Way, Accelerator], float] = {}
         self._texts_s: dict[tuple[Way, Accelerator], float] = {}
         self._kernels_s: dict[tuple[object, ...], float] = {}
@@ -105,20 +108,39 @@ class Floors:
 
     def has_rate(self, way: Way, card: Accelerator) -> bool:
         """Whether the card's rate for the way's products is known: without it there is no time."""
-        return self._peak_s(way, card) > 0
+        return self._rate(way, card) > 0
+
+    def _rate(self, way: Way, card: Accelerator) -> float:
+        dtype = _dtype(way.strategy)
+        if (card, dtype) not in self._rates:
+            try:
+                self._rates[card, dtype] = peak_flops_per_s(card, dtype)
+            except SizingError:
+                self._rates[card, dtype] = 0.0  # the step says why
+        return self._rates[card, dtype]
 
     # -- kernels ----------------------------------------------------------------------------
 
     def _peak_s(self, way: Way, card: Accelerator) -> float:
-        """Seconds of the products of one text at the peak rate; 0 where there is none."""
+        """Seconds of the linear layers of one text at the peak rate; 0 where there is none."""
         if (way, card) not in self._peaks_s:
-            try:
-                rate = peak_flops_per_s(card, _dtype(way.strategy))
-                flops = self.works.of(way, card, TYPICAL).flops
-                self._peaks_s[way, card] = flops / TYPICAL / rate
-            except SizingError:
-                self._peaks_s[way, card] = 0.0  # the step says why
+            rate = self._rate(way, card)
+            flops = self._linear_flops(way, card) if rate else 0.0
+            self._peaks_s[way, card] = flops / rate if rate else 0.0
         return self._peaks_s[way, card]
+
+    def _linear_flops(self, way: Way, card: Accelerator) -> float:
+        """Of one text; attention, whose kernels differ from card to card, left out."""
+        trace, _, half = self.works.traces.kernels(way, card)
+        if (trace, half) not in self._flops:
+            try:
+                work = self.works.of(way, card, TYPICAL)
+            except SizingError:
+                return 0.0
+            kernels = (kernel for segment in work.segments for kernel in segment.kernels)
+            total = sum(kernel_flops(k) for k in kernels if k.kind == "gemm" and k.sizes[0] == 1)
+            self._flops[trace, half] = total / TYPICAL
+        return self._flops[trace, half]
 
     def _text_s(self, way: Way, card: Accelerator) -> float:
         """Seconds of the kernels of one text among very many, or its products' at the peak rate.

@@ -29,6 +29,7 @@ __all__ = [
     "Score",
     "Searched",
     "Way",
+    "point_at",
 ]
 
 MOST_GPUS = 1024
@@ -140,7 +141,7 @@ class Candidate:
     @property
     def point(self) -> Mapping[str, int]:
         """The sizes of a micro-batch."""
-        return _point(self.way, self.micro_batch)
+        return point_at(self.way, self.micro_batch)
 
     @property
     def global_batch(self) -> int:
@@ -160,7 +161,8 @@ def _mesh(way: Way, place: Place) -> Mesh:
 
 
 @lru_cache(maxsize=65_536)
-def _point(way: Way, micro_batch: int) -> Mapping[str, int]:
+def point_at(way: Way, micro_batch: int) -> Mapping[str, int]:
+    """The sizes of a micro-batch of so many texts."""
     return point_of(way.workload, _with_batch(way, micro_batch, 1))
 
 

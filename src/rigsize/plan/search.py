@@ -102,6 +102,7 @@ class _Walk:
         self, places: Sequence[Place], judge: Judge, rank: Rank, tally: Tally | None = None
     ) -> None:
         self.judge, self.rank, self.tally = judge, rank, tally or Tally()
+        self.counts = tally is not None
         self.heap: list[tuple[Any, ...]] = []
         self.serial = 0
         for place in places:
@@ -109,7 +110,9 @@ class _Walk:
             self.push(_Node(PLACE, place), judge.floor_of_place(place))
 
     def size(self, node: _Node) -> int:
-        """Candidates below a node."""
+        """Candidates below a node, where somebody counts them."""
+        if not self.counts:
+            return 0
         if node.candidate is not None:
             return 1
         ways = self.judge.ways(node.place) if node.way is None else (node.way,)

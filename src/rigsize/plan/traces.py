@@ -9,9 +9,9 @@ from rigsize.estimate import with_batch
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.keys import key_for
 from rigsize.models import ModelSource
-from rigsize.plan.records import Way
+from rigsize.plan.records import Way, point_at
 from rigsize.point import point_of
-from rigsize.program.environment import environment_of
+from rigsize.program.environment import Environment, environment_of
 from rigsize.spec import Strategy
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile, find_work, stored_profile, stored_work
@@ -30,10 +30,10 @@ class Traces:
         self.works: dict[TraceKey, Profile | None] = {}
         """The profiles of work behind them."""
         self._keys: dict[tuple[Accelerator, Way], TraceKey | SizingError] = {}
-        self._kernels: dict[tuple[Accelerator, Way], tuple[object, ...]] = {}
+        self._kernels: dict[tuple[Accelerator, Way], tuple[TraceKey, Environment, str]] = {}
         self._profiles: dict[TraceKey, Profile | None] = {}
         self._by_way: dict[tuple[Way, Accelerator], Profile | None] = {}
-        self._covers: dict[tuple[Way, Accelerator, bool], bool] = {}
+        self._covers: dict[tuple[int, bool], bool] = {}
 
     def key(self, way: Way, accelerator: Accelerator) -> TraceKey:
         """The key of a way on a card; UnsupportedCombination for what the card cannot do."""
@@ -49,7 +49,7 @@ class Traces:
             raise found
         return found
 
-    def kernels(self, way: Way, accelerator: Accelerator) -> tuple[object, ...]:
+    def kernels(self, way: Way, accelerator: Accelerator) -> tuple[TraceKey, Environment, str]:
         """What decides a way's kernels on a card, beside the sizes: equal for like cards."""
         if (accelerator, way) not in self._kernels:
             environment = environment_of(accelerator, way.strategy)
@@ -87,11 +87,12 @@ class Traces:
 
     def covers(self, way: Way, accelerator: Accelerator, micro_batch: int) -> bool:
         """Whether the profile is proved for a micro-batch: one text alone may be another graph."""
-        key = way, accelerator, micro_batch == 1
+        profile = self.profile(way, accelerator)
+        if profile is None:
+            return False
+        key = id(profile), micro_batch == 1
         if key not in self._covers:
-            profile = self.profile(way, accelerator)
-            point = point_of(way.workload, with_batch(way.strategy, micro_batch))
-            self._covers[key] = profile is not None and profile.covers(point)
+            self._covers[key] = profile.covers(point_at(way, micro_batch))
         return self._covers[key]
 
     def _find(self, key: TraceKey, point: Mapping[str, int]) -> Profile | None:

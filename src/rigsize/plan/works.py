@@ -8,10 +8,8 @@ from dataclasses import replace
 from rigsize.estimate import build, with_batch
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.models import ModelSource
-from rigsize.plan.records import Way
+from rigsize.plan.records import Way, point_at
 from rigsize.plan.traces import Traces
-from rigsize.point import point_of
-from rigsize.program.environment import environment_of
 from rigsize.program.work import Work
 from rigsize.program.work_build import build_work, work_for
 from rigsize.spec import Cluster
@@ -37,16 +35,16 @@ class Works:
         return self._asked[asked]
 
     def _built(self, way: Way, card: Accelerator, micro_batch: int) -> Work:
-        strategy = with_batch(way.strategy, micro_batch)
-        point = point_of(way.workload, strategy)
-        kernels = self.traces.kernels(way, card)
-        key = kernels, tuple(point.items())
+        point = point_at(way, micro_batch)
+        trace, environment, half = self.traces.kernels(way, card)
+        # How many multiprocessors there are makes no other kernels.
+        alike = replace(environment, sm_count=1, max_threads_per_sm=1)
+        key = trace, alike, half, tuple(point.items())
         if key not in self._works:
-            profile = self.traces.works.get(self.traces.key(way, card))
+            profile = self.traces.works.get(trace)
             if profile is None or profile.body_at(point) is None:
+                strategy = with_batch(way.strategy, micro_batch)
                 return work_for(self.source, way.workload, strategy, card, point)
-            environment = environment_of(card, strategy)
-            half = strategy.policy.half_dtype
             self._works[key] = build_work(profile, point, environment, half_dtype=half)
         return self._works[key]
 
