@@ -11,6 +11,7 @@ from rigsize.plan.judge import PipelineJudge
 from rigsize.plan.records import Chosen, Limits, Place
 from rigsize.plan.search import Tally, front
 from rigsize.plan.words import describe_place, describe_way
+from rigsize.steptime.run_lines import RunTime
 
 __all__ = ["ScalingPoint", "breaks_in_words", "scaling"]
 
@@ -63,8 +64,14 @@ def _point(chosen: Chosen, first: ScalingPoint | None, clock: PipelineClock) -> 
         hours=score.hours,
         usd=score.usd,
         efficiency=one / (score.hours * cluster.devices),
-        bound_by=clock.run_time(candidate, draws=0).bound_by,
+        bound_by=_bound_by(clock.run_time(candidate, draws=0)),
     )
+
+
+def _bound_by(run: RunTime) -> str:
+    """What its steps wait for, or that the steps are the smaller part of it."""
+    steps = run.lines[0].seconds.p50
+    return run.bound_by if steps > run.total_s.p50 / 2 else "start-up, download and data"
 
 
 def breaks_in_words(points: Sequence[ScalingPoint], global_batch: int | None) -> str:
