@@ -85,7 +85,7 @@ def test_buying(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_million_of_inference(capsys: pytest.CaptureFixture[str]) -> None:
     found = run_of(replace(TUNING, use="inference"))
-    found = replace(found, rates=rates_of_passes(step_of(), {"B": 16, "S": 128}))
+    found = replace(found, rates=rates_of_passes(step_of(), {"B": 16, "S": 128}, 1))
     assert "1.6 (1.07 to 2) texts/s" in printed(time_text(timed(found)), capsys)
     # 1.6 texts a second at 2 USD an hour: 347.22 USD a million.
     assert cost_document(timed(found))["usd_per_million"]["texts"]["p50"] == pytest.approx(

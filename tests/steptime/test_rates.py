@@ -20,14 +20,28 @@ def passing(p10: float, p50: float, p90: float, bound_by: str = "compute") -> St
 
 def test_texts_a_second_by_hand() -> None:
     # 16 texts of 128 in half a second; the slow end of the time is the low end of the rate.
-    found = rates_of_passes(passing(0.25, 0.5, 1.0), {"B": 16, "S": 128})
+    found = rates_of_passes(passing(0.25, 0.5, 1.0), {"B": 16, "S": 128}, 1)
     assert found.texts_per_s == pytest.approx((16, 32, 64))
     assert found.read_per_s == pytest.approx((2048, 4096, 8192))
     assert found.written_per_s is None
 
 
+def test_every_rank_reads_and_writes_its_own_texts() -> None:
+    one, eight = (
+        rates_of_passes(passing(1, 1, 1), {"B": 16, "S": 128}, ranks) for ranks in (1, 8)
+    )
+    assert eight.texts_per_s.p50 == 8 * one.texts_per_s.p50
+    assert one.read_per_s is not None
+    assert eight.read_per_s is not None
+    assert eight.read_per_s.p50 == 8 * one.read_per_s.p50
+    _, rates = generation_of(passing(1, 1, 1), passing(1, 1, 1), 4, 2, 8)
+    assert rates.texts_per_s.p50 == 8 * 4 / 2
+    assert rates.written_per_s is not None
+    assert rates.written_per_s.p50 == 8 * 4 * 2 / 2
+
+
 def test_an_unpadded_row_is_read_once() -> None:
-    found = rates_of_passes(passing(1, 1, 1), {"B": 16, "S": 128, "N": 500})
+    found = rates_of_passes(passing(1, 1, 1), {"B": 16, "S": 128, "N": 500}, 1)
     assert found.read_per_s is not None
     assert found.read_per_s.p50 == 500
 
@@ -35,7 +49,7 @@ def test_an_unpadded_row_is_read_once() -> None:
 def test_generation_by_hand() -> None:
     # 1 s of prefill gives the first token, 100 further ones take 0.1 s each: 11 s for 101 x 4.
     prefill, decode = passing(1, 1, 1), passing(0.05, 0.1, 0.2, "memory bandwidth")
-    call, rates = generation_of(prefill, decode, 4, 101)
+    call, rates = generation_of(prefill, decode, 4, 101, 1)
     assert call.step_s == pytest.approx((6, 11, 21))
     assert call.bound_by == "memory bandwidth"
     assert sum(part.seconds for part in call.parts) == pytest.approx(call.step_s.p50)
@@ -48,7 +62,7 @@ def test_generation_by_hand() -> None:
 
 
 def test_a_single_token_is_the_prefill() -> None:
-    call, rates = generation_of(passing(1, 2, 3), passing(1, 1, 1, "memory bandwidth"), 4, 1)
+    call, rates = generation_of(passing(1, 2, 3), passing(1, 1, 1, "memory bandwidth"), 4, 1, 1)
     assert call.step_s == pytest.approx((1, 2, 3))
     assert call.bound_by == "compute"
     assert rates.texts_per_s.p50 == 2

@@ -11,7 +11,8 @@ from tests.steptime.test_run_lines import ALONE, ONE, STRATEGY, TUNING, work_of
 
 from rigsize.models import resolve_model
 from rigsize.program.work import Work
-from rigsize.spec import Strategy, Workload
+from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.steptime.rates import usd_per_million
 from rigsize.steptime.run_time import has_stored_work, run_time
 from rigsize.texts.stats import LengthHistogram
 
@@ -65,6 +66,20 @@ def test_decoding_is_timed_half_way(asked: Asked) -> None:
 def test_a_single_token_needs_no_decoding(asked: Asked) -> None:
     run_time(SOURCE, replace(WRITING, max_new_tokens=1), Strategy(), ONE, draws=0)
     assert [kind for kind, _ in asked] == ["pass"]
+
+
+def test_a_million_texts_cost_what_the_run_costs(asked: Asked) -> None:
+    # 128,000 texts are 1,000 whole batches of 16 in each of eight ranks.
+    workload = replace(TUNING, use="inference", examples=128_000)
+    eight = Cluster(accelerator=ONE.accelerator, per_node=8)
+    strategy = Strategy(micro_batch=16, parallel="ddp")
+    found = run_time(SOURCE, workload, strategy, eight, around=ALONE, draws=0)
+    assert found.rates is not None
+    line = found.lines[0]
+    assert line.name == "inference"
+    usd_per_hour = 10.0
+    million = usd_per_million(found.rates.texts_per_s, usd_per_hour).p50
+    assert million * 0.128 == pytest.approx(line.seconds.p50 / 3600 * usd_per_hour)
 
 
 def test_written_tokens_are_computed_too(asked: Asked) -> None:

@@ -13,38 +13,46 @@ __all__ = ["Rates", "generation_of", "rates_of_passes", "usd_per_million"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Of one copy of the model, batch after batch."""
+    """Of all ranks together, each with batches of its own: what the machines' price buys."""
 
     texts_per_s: Quantiles
     read_per_s: Quantiles | None
     """Positions read a second, padding included; None where tokens are written."""
     prefill_s: Quantiles | None = None
-    """Until the first token of a batch is there; None where none is written."""
+    """Of one rank: until the first token of a batch is there; None where none is written."""
     decode_s: Quantiles | None = None
-    """A further token of every text of the batch, the cache half full."""
+    """Of one rank: a further token of every text of the batch, the cache half full."""
     written_per_s: Quantiles | None = None
-    """Tokens of all texts of a batch, prefill's time included."""
+    """Tokens of all texts of a batch of all ranks, prefill's time included."""
 
 
-def rates_of_passes(step: StepTime, point: Mapping[str, int]) -> Rates:
-    """Of a model that reads whole texts: one pass a batch."""
+def rates_of_passes(step: StepTime, point: Mapping[str, int], ranks: int) -> Rates:
+    """Of a model that reads whole texts: one pass a batch, in every rank at once.
+
+    Args:
+        step: one rank's pass over one batch.
+        point: that batch's sizes.
+        ranks: each with batches of its own.
+    """
     B = point["B"]
     positions = point.get("N") or B * (point["S"] + point.get("T", 0))
     return Rates(
-        texts_per_s=per_second(B, step.step_s), read_per_s=per_second(positions, step.step_s)
+        texts_per_s=per_second(ranks * B, step.step_s),
+        read_per_s=per_second(ranks * positions, step.step_s),
     )
 
 
 def generation_of(
-    prefill: StepTime, decode: StepTime, batch: int, new_tokens: int
+    prefill: StepTime, decode: StepTime, batch: int, new_tokens: int, ranks: int
 ) -> tuple[StepTime, Rates]:
     """A whole call of `generate` as one step, and its rates.
 
     Args:
         prefill: reads the prompts and gives each text's first token.
         decode: one more token of each text, at half of the cache's growth.
-        batch: texts.
+        batch: texts of one rank.
         new_tokens: of each text, one at least.
+        ranks: each with batches of its own.
     """
     steps = new_tokens - 1
     whole = total_of((prefill.step_s, scaled(decode.step_s, steps)))
@@ -64,11 +72,11 @@ def generation_of(
         assumptions=tuple(dict.fromkeys((*prefill.assumptions, *decode.assumptions))),
     )
     rates = Rates(
-        texts_per_s=per_second(batch, whole),
+        texts_per_s=per_second(ranks * batch, whole),
         read_per_s=None,
         prefill_s=prefill.step_s,
         decode_s=decode.step_s,
-        written_per_s=per_second(batch * new_tokens, whole),
+        written_per_s=per_second(ranks * batch * new_tokens, whole),
     )
     return call, rates
 

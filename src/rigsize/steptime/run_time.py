@@ -9,6 +9,7 @@ from rigsize.batches import usual_batch
 from rigsize.keys import key_for
 from rigsize.models import ModelSource
 from rigsize.point import point_of
+from rigsize.program.mesh import mesh_of
 from rigsize.program.work import Work
 from rigsize.program.work_build import decode_work_for, work_for
 from rigsize.spec import Cluster, Strategy, Workload
@@ -155,13 +156,15 @@ def _passed(asked: _Asked) -> tuple[Work, StepTime, Rates | None]:
     step = asked.priced(work)
     if workload.training:
         return work, step, None
+    ranks = mesh_of(asked.strategy, asked.cluster, training=False).ranks
     if not workload.generates:
-        return work, step, rates_of_passes(step, work.point)
+        return work, step, rates_of_passes(step, work.point, ranks)
     decode = step
     if workload.new_tokens > 1:
         card = asked.cluster.accelerator
         decode = asked.priced(decode_work_for(*asked.of_work, card, _half_way(asked)))
-    step, rates = generation_of(step, decode, asked.strategy.micro_batch, workload.new_tokens)
+    batch = asked.strategy.micro_batch
+    step, rates = generation_of(step, decode, batch, workload.new_tokens, ranks)
     return work, step, rates
 
 
