@@ -27,9 +27,7 @@ def test_texts_a_second_by_hand() -> None:
 
 
 def test_every_rank_reads_and_writes_its_own_texts() -> None:
-    one, eight = (
-        rates_of_passes(passing(1, 1, 1), {"B": 16, "S": 128}, ranks) for ranks in (1, 8)
-    )
+    one, eight = (rates_of_passes(passing(1, 1, 1), {"B": 16, "S": 128}, ranks) for ranks in (1, 8))
     assert eight.texts_per_s.p50 == 8 * one.texts_per_s.p50
     assert one.read_per_s is not None
     assert eight.read_per_s is not None

@@ -11,10 +11,14 @@ from rigsize.errors import UnsupportedCombination
 from rigsize.hardware import find_accelerator
 from rigsize.spec import Cluster, Strategy
 from rigsize.steptime import StepTime, collective, memory_bound, step_time
+from rigsize.steptime import step as step_module
 from rigsize.steptime.calibration import Calibration
 from rigsize.steptime.constants import PCIE_SHARE
-from rigsize.steptime.schedule import ADDING
-from rigsize.steptime.streams import COPIES, HOST, HOST_STEP, HOST_SUM, LINKS
+from rigsize.steptime.links import Links
+from rigsize.steptime.prices import Pricer
+from rigsize.steptime.schedule import ADDING, schedule
+from rigsize.steptime.step import SLOWED
+from rigsize.steptime.streams import COPIES, HOST, HOST_STEP, HOST_SUM, LINKS, Clock, Stage, run
 
 A100 = find_accelerator("A100-80GB-SXM")
 ONE = Cluster(accelerator=A100)
@@ -119,6 +123,37 @@ def test_accumulation_by_hand() -> None:
     assert seconds_of(answer, ADDING) == pytest.approx(3 * by_hand, rel=1e-6)
 
 
+def play_all(clock: Clock, stages: list[Stage], times: int) -> None:
+    for _ in range(times):
+        run(clock, stages)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    accumulation=st.integers(3, 12),
+    parallel=st.sampled_from(("single", "ddp", "fsdp", "zero2", "zero3")),
+    batch=st.integers(1, 16),
+    hidden=st.sampled_from((64, 256, 512, 768)),
+    offloads=st.booleans(),
+)
+def test_micro_steps_alike_take_what_playing_each_takes(
+    accumulation: int, parallel: str, batch: int, hidden: int, offloads: bool
+) -> None:
+    # Small batches wait for the host in some layers alone: its lead grows or shrinks over them.
+    strategy = replace(PLAIN, parallel=parallel, accumulation=accumulation)
+    if offloads and parallel in ("fsdp", "zero3"):
+        strategy = replace(strategy, offload="cpu")
+    work = encoder_work(layers=3, hidden=hidden, batch=batch, vocabulary=20_000)
+    cluster = Cluster(accelerator=A100, per_node=1 if parallel == "single" else 4)
+    found = step_time(work, strategy, cluster, draws=0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(step_module, "_repeat", play_all)
+        played = step_time(work, strategy, cluster, draws=0)
+    assert found.step_s.p50 == pytest.approx(played.step_s.p50, rel=1e-6)
+    for part in played.parts:
+        assert seconds_of(found, part.name) == pytest.approx(part.seconds, rel=1e-6, abs=1e-12)
+
+
 def test_fsdp_gathers_the_root_first_and_reduces_it_last() -> None:
     # With layers too small to matter, what is exposed is the root's gather and reduction.
     work, eight = (
@@ -178,6 +213,41 @@ def test_a_calibration_speaks_for_its_device_alone() -> None:
 def test_what_has_no_model_gets_no_number(strategy: Strategy, gpu: str, why: str) -> None:
     with pytest.raises(UnsupportedCombination, match=why):
         step_time(encoder_work(layers=1), strategy, Cluster(accelerator=find_accelerator(gpu)))
+
+
+def test_collectives_over_a_network_slow_less() -> None:
+    # 15 % of what they hide where NVLink carries them, 2 % over a network.
+    work = encoder_work(layers=4, hidden=1024, batch=32)
+    strategy = replace(PLAIN, parallel="fsdp")
+    for nodes, share in ((1, 0.15), (2, 0.02)):
+        cluster = Cluster(accelerator=A100, per_node=8, nodes=nodes)
+        answer = step_time(work, strategy, cluster, draws=0, network_bytes_per_s=400e9)
+        plan = schedule(
+            work,
+            strategy,
+            Pricer(A100, strategy, None),
+            Links.of(work, strategy, cluster, None, 400e9),
+            None,
+        )
+        sent = sum(row.gather_s + sum(s for _, s in row.reductions) for row in plan.last)
+        hidden = sent - seconds_of(answer, LINKS)
+        assert 0 < hidden < busy_of(answer)
+        assert seconds_of(answer, SLOWED) == pytest.approx(share * hidden, rel=0.02)
+
+
+def test_a_penalty_without_a_rate_of_its_dtype_is_still_assumed() -> None:
+    # A head over 250,002 words: rows that no calibrated product stands for.
+    work = encoder_work(layers=2, vocabulary=250_002)
+    line = "products with misaligned rows at twice their time, between 1 and 3 times"
+    half = Calibration(accelerator=A100.id, misaligned=2.5)
+    both = replace(half, gemm={"bf16": 1.0})
+    plain, without, measured = (
+        step_time(work, PLAIN, ONE, calibration=c, draws=200) for c in (None, half, both)
+    )
+    assert line in plain.assumptions
+    assert line in without.assumptions
+    assert without.step_s == pytest.approx(plain.step_s)
+    assert line not in measured.assumptions
 
 
 def test_deterministic_and_inference_has_no_update() -> None:

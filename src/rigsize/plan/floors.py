@@ -20,7 +20,6 @@ from rigsize.plan.records import Candidate, Place, Way
 from rigsize.plan.works import Works
 from rigsize.program.work import Work, kernel_flops
 from rigsize.spec import Strategy
-from rigsize.steptime.constants import OVERLAP_COST
 from rigsize.steptime.gemm import peak_flops_per_s
 from rigsize.steptime.links import Links
 from rigsize.steptime.prices import Pricer
@@ -51,18 +50,20 @@ class _Beside:
     """Between the ranks, once a step."""
     update_s: float
     """The update itself, behind the micro-steps, with what ZeRO-1 and 2 send around it."""
+    overlap_cost: float
+    """Share of the kernels that hidden collectives take."""
     waited_s: float = 0.0
     """Behind each micro-step, before the next: ZeRO-2's reductions."""
 
     def added_to(self, kernels_s: float, micros: float, steps: float) -> float:
         """Kernels are slowed by the collectives that they hide, and wait for those they do not."""
         links = micros * self.links_s + steps * self.once_s
-        slowed = kernels_s + OVERLAP_COST.value.mid * min(links, kernels_s)
+        slowed = kernels_s + self.overlap_cost * min(links, kernels_s)
         waited = micros * self.waited_s + steps * self.update_s
         return max(slowed, links, micros * self.copies_s) + waited
 
 
-_NOTHING = _Beside(0.0, 0.0, 0.0, 0.0)
+_NOTHING = _Beside(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Floors:
@@ -206,7 +207,7 @@ class Floors:
         work = self.works.of(way, cluster.accelerator, TYPICAL)
         links = Links.of(work, strategy, cluster, None, None)
         if not work.training:
-            return _Beside(_travels_s(work, strategy, links), 0.0, 0.0, 0.0)
+            return _Beside(_travels_s(work, strategy, links), 0.0, 0.0, 0.0, links.overlap_cost)
         once = 0.0
         if strategy.parallel == "ddp":
             once = links.between_copies(sum(work.trainable) * gradient_bytes(strategy))
@@ -222,7 +223,7 @@ class Floors:
             update += reduced if strategy.parallel == "zero1" else 0.0
             waited = reduced if strategy.parallel == "zero2" else 0.0
         travels, fetched = _travels_s(work, strategy, links), _fetches_s(work, strategy, links)
-        return _Beside(travels, fetched, once, update, waited)
+        return _Beside(travels, fetched, once, update, links.overlap_cost, waited)
 
 
 def _travels_s(work: Work, strategy: Strategy, links: Links) -> float:

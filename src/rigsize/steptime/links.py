@@ -15,6 +15,7 @@ from rigsize.steptime.constants import (
     CPU_ADAM_LOOP_S_PER_PARAM,
     CPU_ADAM_S_PER_PARAM,
     NETWORK_BYTES_PER_S,
+    OVERLAP_COST,
     PCIE_SHARE,
     Span,
 )
@@ -56,6 +57,17 @@ class Links:
             calibration=calibration,
             network_bytes_per_s=network_bytes_per_s,
         )
+
+    @property
+    def over_network(self) -> bool:
+        """Whether ranks stand in several nodes."""
+        return self.mesh.ranks > self.mesh.per_node
+
+    @property
+    def overlap_cost(self) -> float:
+        """Share of the device that a collective takes from what computes beside it."""
+        cost = OVERLAP_COST.value
+        return cost.low if self.over_network else cost.mid
 
     def within_copy(self, op: Collective, total_bytes: int) -> float:
         """A collective over the ranks that hold one copy of the states together."""

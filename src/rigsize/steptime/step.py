@@ -19,7 +19,6 @@ from rigsize.steptime.calibration import Calibration
 from rigsize.steptime.constants import (
     DISPATCH_S,
     KERNEL_LAUNCH_S,
-    OVERLAP_COST,
     PCIE_SHARE,
     Span,
 )
@@ -64,6 +63,8 @@ _BOUND_BY = {
 """What holds a part up; every other part waits for the device's memory."""
 _Z_TENTH = 1.2816
 """Standard deviations from the median to the 10 % and 90 % points."""
+_SAME = 1e-9
+"""Relative difference of two micro-steps that is rounding."""
 
 
 class Quantiles(NamedTuple):
@@ -135,7 +136,7 @@ def step_time(
     pricer = Pricer(gpu, strategy, calibration)
     links = Links.of(work, strategy, cluster, calibration, network_bytes_per_s)
     plan = schedule(work, strategy, pricer, links, saved_bytes)
-    clockwork = _Clockwork(plan, calibration)
+    clockwork = _Clockwork(plan, calibration, links.overlap_cost)
     causes = _causes(pricer, links, calibration)
     middle = clockwork.play({})
     p50 = middle.end_s
@@ -144,13 +145,12 @@ def step_time(
     flops = sum(by_dtype.values()) * plan.micro_steps
     dtype = max(by_dtype, key=by_dtype.__getitem__, default=None)
     parts = _parts(middle, pricer, links)
-    network = links.mesh.ranks > links.mesh.per_node
     return StepTime(
         step_s=_quantiles(drawn, p50),
         micro_s=middle.micro_end_s / plan.micro_steps,
         update_s=p50 - middle.micro_end_s,
         parts=parts,
-        bound_by=_bound_by(parts, network=network),
+        bound_by=_bound_by(parts, network=links.over_network),
         widest=_widest(clockwork, causes, p50) if draws else "",
         flops=flops,
         mfu=flops / p50 / peak_flops_per_s(gpu, dtype) if dtype and p50 else None,
@@ -168,8 +168,11 @@ class _Played(NamedTuple):
 class _Clockwork:
     """Turns a schedule into seconds under a set of factors; rows that are alike are scaled once."""
 
-    def __init__(self, plan: Schedule, calibration: Calibration | None) -> None:
+    def __init__(
+        self, plan: Schedule, calibration: Calibration | None, overlap_cost: float
+    ) -> None:
         self.micro_steps = plan.micro_steps
+        self.overlap_cost = overlap_cost
         known = calibration
         self.launch_s = (known and known.launch_s) or KERNEL_LAUNCH_S.value.mid
         self.dispatch_s = (known and known.dispatch_s) or DISPATCH_S.value.mid
@@ -207,10 +210,10 @@ class _Clockwork:
         clock.drain()
         busy = {part: s * _factor(part, factors) for part, s in self._busy_s.items()}
         hidden = max(0.0, clock.links_s - clock.waits.get(LINKS, 0.0))
-        slowed = OVERLAP_COST.value.mid * min(hidden, clock.compute)
+        slowed = self.overlap_cost * min(hidden, clock.compute)
         if slowed:
             busy[SLOWED] = slowed
-            clock.advance(slowed)
+            clock.delay(slowed)
         micro_end = clock.compute
         run(clock, update)
         clock.drain()
@@ -232,14 +235,31 @@ class _Clockwork:
 
 
 def _repeat(clock: Clock, stages: list[Stage], times: int) -> None:
-    """Micro-steps alike, behind another one: one is played, the others take what it took."""
-    before, waited, links = clock.compute, dict(clock.waits), clock.links_s
-    run(clock, stages)
-    more = times - 1
-    clock.advance((clock.compute - before) * more)
-    clock.links_s += (clock.links_s - links) * more
-    for cause, seconds in clock.waits.items():
-        clock.waits[cause] = seconds + (seconds - waited.get(cause, 0.0)) * more
+    """Micro-steps alike: played until each takes of every stream what the one before it took."""
+    took: tuple[float, ...] = ()
+    for played in range(1, times + 1):
+        before, waited = clock.ends, dict(clock.waits)
+        run(clock, stages)
+        last, took = took, tuple(b - a for a, b in zip(before, clock.ends, strict=True))
+        if last and _is_steady(last, took):
+            more = times - played
+            clock.advance(took, more)
+            for cause, seconds in clock.waits.items():
+                clock.waits[cause] = seconds + (seconds - waited.get(cause, 0.0)) * more
+            return
+
+
+def _is_steady(last: tuple[float, ...], took: tuple[float, ...]) -> bool:
+    """Whether what follows takes the same: a host that is still ahead by less each time will not.
+
+    What a queue is behind with may grow at its own rate; nobody waits for it before the end.
+    """
+    compute_s, host_s = took[:2]
+    caught_up = host_s > compute_s * (1 + _SAME)
+    alike = all(
+        math.isclose(a, b, rel_tol=_SAME, abs_tol=1e-15) for a, b in zip(last, took, strict=True)
+    )
+    return alike and not caught_up
 
 
 def _factor(part: str, factors: Mapping[str, float]) -> float:
@@ -254,8 +274,7 @@ def _causes(pricer: Pricer, links: Links, calibration: Calibration | None) -> tu
     own = _SIGMA_DEVICE if tables_of(gpu) or measured else _SIGMA_UNMEASURED_DEVICE
     found = [Cause(name=DEVICE, sigma=0.02 if measured else own)]
     for part, spread in pricer.spreads.items():
-        known = calibration is not None and calibration.misaligned is not None
-        if part == MISALIGNED_PRODUCTS and not known:
+        if part == MISALIGNED_PRODUCTS and spread.basis != "measured":
             found.append(misaligned_cause(part, spread.sigma))
         else:
             found.append(Cause(name=part, sigma=spread.sigma))
@@ -321,7 +340,8 @@ def _assumptions(
     lines += list(links.notes)
     if calibration is not None:
         lines.append(f"calibrated by Record {calibration.record[:8] or 'given'} of this device")
-    if MISALIGNED_PRODUCTS in pricer.spreads and not (calibration and calibration.misaligned):
+    misaligned = pricer.spreads.get(MISALIGNED_PRODUCTS)
+    if misaligned is not None and misaligned.basis != "measured":
         lines.append("products with misaligned rows at twice their time, between 1 and 3 times")
     if not (calibration and calibration.launch_s):
         lines.append(

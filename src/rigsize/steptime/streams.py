@@ -23,6 +23,7 @@ LINKS = "waiting for collectives"
 COPIES = "waiting for copies over PCIe"
 HOST_SUM = "gradient accumulation on the host"
 HOST_STEP = "optimizer on the host"
+_STREAMS = ("compute", "host", "links", "fetches", "stores", "gathered")
 
 
 class Stage(NamedTuple):
@@ -77,9 +78,19 @@ class Clock:
         self.late = HOST
         self.host = self.compute
 
-    def advance(self, seconds: float) -> None:
-        """The same state, later: micro-steps like the one before."""
-        for name in ("compute", "host", "links", "fetches", "stores", "gathered"):
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """When each stream is free, compute and host first, and the seconds of collectives."""
+        return tuple(getattr(self, name) for name in (*_STREAMS, "links_s"))
+
+    def advance(self, took: Sequence[float], times: int) -> None:
+        """Further micro-steps, each of which takes so much of every stream, as in `ends`."""
+        for name, seconds in zip((*_STREAMS, "links_s"), took, strict=True):
+            setattr(self, name, getattr(self, name) + seconds * times)
+
+    def delay(self, seconds: float) -> None:
+        """The same state, later."""
+        for name in _STREAMS:
             setattr(self, name, getattr(self, name) + seconds)
 
 
