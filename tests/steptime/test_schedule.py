@@ -9,7 +9,7 @@ from rigsize.errors import UnsupportedCombination
 from rigsize.hardware import find_accelerator
 from rigsize.spec import Cluster, Strategy
 from rigsize.steptime import collective
-from rigsize.steptime.constants import NETWORK_BYTES_PER_S
+from rigsize.steptime.constants import NETWORK_BYTES_PER_S, PCIE_SHARE
 from rigsize.steptime.links import Links
 from rigsize.steptime.prices import Pricer
 from rigsize.steptime.schedule import Schedule, schedule
@@ -78,6 +78,17 @@ def test_zero_reduces_by_stage() -> None:
         rows = (plan.first, plan.last)
         assert [any(row.reductions for row in micro) for micro in rows] == reduces
         assert plan.update[-1].gather_s > 0
+
+
+def test_zero3_sends_its_gradients_to_where_it_steps() -> None:
+    # An eighth of each layer's bf16 gradients over PCIe, whichever of the two offloads it is.
+    for offload in ("optimizer", "cpu"):
+        plan = planned(parallel="zero3", offload=offload)
+        stored = [row.store_s for row in plan.last if row.store_s]
+        rate = (A100.pcie_bytes_per_s or 0) * PCIE_SHARE.value.mid
+        assert count(stored, 12 * 1024**2 * 2 / 8 / rate) == 3
+        assert len(stored) == 4
+    assert not any(row.store_s for row in planned(parallel="zero3", offload="cpu-params").last)
 
 
 def test_offloaded_gradients_add_up_on_the_host() -> None:

@@ -144,6 +144,12 @@ class _MicroSteps:
     def _adds_on_host(self) -> bool:
         return self.strategy.offload == "cpu" and self.strategy.parallel in ("fsdp", "hsdp")
 
+    @property
+    def _gradients_leave(self) -> bool:
+        """ZeRO-3 sends them to the host wherever it steps there (`program.zero3`)."""
+        offload = self.strategy.offload
+        return offload == "cpu" or (self.strategy.parallel == "zero3" and offload == "optimizer")
+
     def _accumulate(self, rows: list[Row]) -> None:
         """`AccumulateGrad` adds in place: two reads and a write; sharded, behind the reduction."""
         sharded = self.strategy.parallel in (*FSDPS, "zero2")
@@ -185,7 +191,7 @@ class _MicroSteps:
                 seconds += links.between_copies(numel * wide // shard)
             if seconds:
                 row.reductions += ((1.0, seconds),)
-            if strategy.offload == "cpu":
+            if self._gradients_leave:
                 part_bytes = numel * wide / shard
                 row.store_s += links.to_host(part_bytes)
                 if adds and self._adds_on_host:
