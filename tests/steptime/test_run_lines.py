@@ -130,6 +130,17 @@ def test_checkpoints_keep_the_optimizers_states(
     assert line.seconds.p50 == pytest.approx((4 + states) * 10e6 / 0.8e9, rel=1e-3)
 
 
+@pytest.mark.parametrize(("adapter_dtype", "each"), [("fp32", 4 + 8), ("same", 2 + 4)])
+def test_checkpoints_of_adapters_hold_no_base(adapter_dtype: str, each: int) -> None:
+    # 100,000 of 10 million parameters train: only they and their two states are written.
+    work = replace(work_of(), trainable=(0, 100_000))
+    strategy = replace(STRATEGY, method="lora", precision="bf16", adapter_dtype=adapter_dtype)
+    around = Around(checkpoint_every_s=1e9)
+    found = run_time_of(work, step_of(), TUNING, strategy, ONE, around=around)
+    (line,) = [x for x in found.lines if x.name == "checkpoints"]
+    assert line.seconds.p50 == pytest.approx(each * 100_000 / 0.8e9)
+
+
 def test_evaluation_runs_the_forward_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Work] = []
 

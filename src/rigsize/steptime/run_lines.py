@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rigsize.program.mesh import Mesh, mesh_of
-from rigsize.program.optimizer_sizes import paged_sizes, state_bytes
 from rigsize.program.work import Work
 from rigsize.provenance import Basis, Sourced
 from rigsize.spec import Cluster, Strategy, Workload
@@ -33,6 +32,7 @@ from rigsize.steptime.run_constants import (
     TOKENS_PER_S,
 )
 from rigsize.steptime.step import Quantiles, StepTime, step_time
+from rigsize.steptime.update import states_per_param, trained_weight_bytes
 
 __all__ = [
     "AROUND",
@@ -45,8 +45,6 @@ __all__ = [
     "steps_of",
 ]
 
-_SIDE = 1024
-"""Of the square matrix whose states stand for every parameter's."""
 LEFT_OUT = (
     "booting a rented machine, waiting for it, and restarts",
     "CPUs, memory, fans, power supplies and cooling in the energy",
@@ -336,7 +334,12 @@ def _checkpoints(run: _Run, main: Line) -> Line:
     """`train` waits while they are written; of sharded states each machine writes its part."""
     every = run.around.checkpoint_every_s
     assert every is not None
-    num_bytes = run.weight_bytes + round(_kept_bytes(run.strategy) * sum(run.work.trainable))
+    trained = sum(run.work.trainable)
+    weights = run.weight_bytes
+    if run.strategy.method != "full":
+        # The frozen base is read from where it came from (train.checkpoint_states).
+        weights = trained * trained_weight_bytes(run.strategy)
+    num_bytes = weights + round(_kept_bytes(run.strategy) * trained)
     writers = run.cluster.nodes if run.mesh.shard > 1 else 1
     counts = [math.floor(bound / every) + 1 for bound in main.seconds]
     each = _seconds(num_bytes / writers, DISK_BYTES_PER_S)
@@ -347,11 +350,7 @@ def _checkpoints(run: _Run, main: Line) -> Line:
 
 def _kept_bytes(strategy: Strategy) -> float:
     """Of a trained parameter beside its weight: the optimizer's states and a master copy."""
-    policy, name = strategy.policy, strategy.optimizer
-    shape = (_SIDE, _SIDE)
-    states = state_bytes(name, [shape], policy.master_bytes or policy.weight_bytes)
-    states += sum(paged_sizes(name, shape))
-    return states / _SIDE**2 + policy.master_bytes
+    return states_per_param(strategy) + strategy.policy.master_bytes
 
 
 def power_limit_kw(cluster: Cluster) -> float | None:

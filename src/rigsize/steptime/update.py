@@ -18,7 +18,13 @@ from rigsize.steptime.links import Links
 from rigsize.steptime.prices import OPTIMIZER, Pricer
 from rigsize.steptime.rows import Row
 
-__all__ = ["gradient_bytes", "moved_bytes_per_param", "update_rows"]
+__all__ = [
+    "gradient_bytes",
+    "moved_bytes_per_param",
+    "states_per_param",
+    "trained_weight_bytes",
+    "update_rows",
+]
 
 CLIPPING = "gradient clipping"
 _FP32_BYTES = 4
@@ -77,14 +83,26 @@ def moved_bytes_per_param(strategy: Strategy) -> float:
     """Traffic of an update on the device: fused, 4 reads and 3 writes with AdamW's two states."""
     way = _way(strategy.optimizer)
     gradient = gradient_bytes(strategy)
-    weight = gradient if strategy.method != "full" else strategy.policy.weight_bytes
+    weight = trained_weight_bytes(strategy)
     master = strategy.policy.master_bytes
     stepped = master or weight
+    written_back = weight if master and weight != master else 0
+    states = states_per_param(strategy)
+    return way.passes * (2 * stepped + gradient + 2 * states) + written_back
+
+
+def trained_weight_bytes(strategy: Strategy) -> int:
+    """Bytes an element of a weight that trains; adapters have a dtype of their own."""
+    adapted = strategy.method != "full"
+    return gradient_bytes(strategy) if adapted else strategy.policy.weight_bytes
+
+
+def states_per_param(strategy: Strategy) -> float:
+    """Bytes of the optimizer's states for a trained parameter; the master copy left out."""
+    stepped = strategy.policy.master_bytes or trained_weight_bytes(strategy)
     shape = (_SIDE, _SIDE)
     states = state_bytes(strategy.optimizer, [shape], stepped)
-    states += sum(paged_sizes(strategy.optimizer, shape))
-    written_back = weight if master and weight != master else 0
-    return way.passes * (2 * stepped + gradient + 2 * states / _SIDE**2) + written_back
+    return (states + sum(paged_sizes(strategy.optimizer, shape))) / _SIDE**2
 
 
 def _way(optimizer: str) -> _Way:
