@@ -302,6 +302,12 @@ def test_run_starts_one_device(tmp_path: Path) -> None:
     ]
 
 
+def test_run_hands_on_a_value_as_it_is(tmp_path: Path) -> None:
+    value = "a" + 6 * " " + "b"
+    words = started(launch("single", run_flags={"wandb-project": value}), tmp_path, DATA="x")
+    assert words[-4:] == ["--wandb-project", value, "--max-steps", "3"]
+
+
 def test_run_starts_many_nodes(tmp_path: Path) -> None:
     words = started(launch("fsdp", 4, data="it's.jsonl"), tmp_path, HEAD="node-1")
     assert words[:9] == [

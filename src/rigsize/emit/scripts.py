@@ -61,8 +61,8 @@ def _train(launch: Launch) -> Iterator[str]:
     yield f"OUT=${{OUT:-runs/{_name(launch)}}}"
     yield f"{_starter(launch)} -m rigsize train \\"
     yield f'    --spec "$HERE/{SPEC}" --data "$DATA" --out "$OUT" \\'
-    more = shlex.join(_run_words(launch))
-    yield f'    {more} "$@"'.replace("     ", "    ")
+    words = map(shlex.quote, _run_words(launch))
+    yield "    " + " ".join((*words, '"$@"'))
 
 
 def _run_words(launch: Launch) -> Iterator[str]:
