@@ -224,8 +224,10 @@ def break_even(
     Raises:
         SpecError: a price that is none.
     """
-    usd(own_usd, "own-price")
-    price = USD_PER_KWH.value.mid if usd_per_kwh is None else usd(usd_per_kwh, "power-price")
+    checked_usd(own_usd, "own-price")
+    price = (
+        USD_PER_KWH.value.mid if usd_per_kwh is None else checked_usd(usd_per_kwh, "power-price")
+    )
     hours_of_run = run.hours.p50
     limit_kw = power_limit_kw(cluster)
     power = 0.0 if limit_kw is None else limit_kw * POWER_SHARE.value.mid * price
@@ -247,7 +249,7 @@ def break_even(
     )
 
 
-def usd(value: float, field: str) -> float:
+def checked_usd(value: float, field: str) -> float:
     """The amount; SpecError where it is none.
 
     Args:
