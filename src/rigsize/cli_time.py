@@ -31,6 +31,8 @@ NOT_STORED = "what a step of this model computes is not stored: --time traces it
 NO_PRICE = "there is no time to pay for"
 _PRICED = ("offer", "provider", "offers", "own-price", "power-price")
 _AROUND = ("eval-share", "save-minutes", "calibration")
+_FROM_HUB = ("bundled", "hub")
+"""Origins of a model whose weights are not on this machine."""
 MOST = 1e12
 DRAWS = 1000
 FEW_DRAWS = 100
@@ -149,7 +151,7 @@ def _around(settings: Settings, job: Job, evaluated: int) -> Around:
     """As `rigsize train` would go about it; 0 minutes between checkpoints are none at all."""
     from rigsize.steptime.run_lines import Around
 
-    plain = Around(evaluated=evaluated, downloads=job.source.path is None)
+    plain = Around(evaluated=evaluated, downloads=job.source.origin in _FROM_HUB)
     minutes = _amount(settings, "save-minutes")
     if minutes is None:
         return plain

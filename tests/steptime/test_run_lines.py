@@ -141,6 +141,32 @@ def test_checkpoints_of_adapters_hold_no_base(adapter_dtype: str, each: int) -> 
     assert line.seconds.p50 == pytest.approx(each * 100_000 / 0.8e9)
 
 
+def test_what_is_downloaded_is_the_published_file_not_what_the_run_keeps() -> None:
+    # 16 GB published and 4 bits a weight on the card: the file is downloaded and read.
+    work = replace(
+        work_of(), published_bytes=16_000_000_000, published_note="published in bfloat16"
+    )
+    around = Around(checkpoint_every_s=None, downloads=True)
+    found = run_time_of(work, step_of(), TUNING, STRATEGY, ONE, around=around)
+    lines = {line.name: line for line in found.lines}
+    assert "16.0 GB" in lines["start-up"].note
+    assert "16.0 GB to each machine, once; published in bfloat16" in lines["download"].note
+    plain = {line.name: line for line in run_of(around=around).lines}
+    ratio = lines["download"].seconds.p50 / plain["download"].seconds.p50
+    assert ratio == pytest.approx(16e9 / 40e6)  # 40 MB are kept where nothing is published
+
+
+def test_checkpoints_of_autocast_keep_fp32_weights_however_the_trace_casts_them() -> None:
+    # FSDP2 gathers in bf16: the trace has 2 bytes a weight, the shards 4, and AdamW 8 more.
+    work = replace(work_of(), weight_bytes=(0, 20_000_000))
+    strategy = replace(STRATEGY, parallel="fsdp", precision="amp-bf16")
+    around = Around(checkpoint_every_s=1e9)
+    two = Cluster(accelerator=CARD, per_node=2)
+    found = run_time_of(work, step_of(), TUNING, strategy, two, around=around)
+    (line,) = [x for x in found.lines if x.name == "checkpoints"]
+    assert line.seconds.p50 == pytest.approx((4 + 8) * 10e6 / 0.8e9, rel=1e-3)
+
+
 def test_evaluation_runs_the_forward_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Work] = []
 

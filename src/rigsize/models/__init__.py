@@ -10,6 +10,7 @@ from rigsize.models.positions import (
     max_positions,
     tasks_of,
 )
+from rigsize.models.published import published_bytes
 from rigsize.models.registry import BundledModel, bundled_models, find_bundled
 from rigsize.models.source import ModelSource, digest, resolve_model
 from rigsize.models.validate import check_config, parse_config
@@ -29,6 +30,7 @@ __all__ = [
     "heads_of",
     "max_positions",
     "parse_config",
+    "published_bytes",
     "resolve_model",
     "tasks_of",
 ]

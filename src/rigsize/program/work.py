@@ -60,6 +60,10 @@ class Work:
     training: bool
     point: Mapping[str, int]
     """The sizes, {B, S, ...}."""
+    published_bytes: int | None = None
+    """Of the checkpoint's file, whatever dtype the run has; None where nobody knows."""
+    published_note: str = ""
+    """In which dtype that is."""
 
     @property
     def flops(self) -> int:

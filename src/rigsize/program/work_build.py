@@ -10,7 +10,7 @@ from math import prod
 from rigsize.errors import TraceFailed
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.keys import key_for
-from rigsize.models import ModelSource
+from rigsize.models import ModelSource, published_bytes
 from rigsize.program.attention_work import attention_kernels
 from rigsize.program.environment import Environment, environment_of
 from rigsize.program.lower import attention_kernel, node_of
@@ -64,7 +64,9 @@ def _built(
 ) -> Work:
     profile = _LAST.found(source, key, point)
     environment = environment_of(accelerator, strategy)
-    return build_work(profile, point, environment, half_dtype=strategy.policy.half_dtype)
+    work = build_work(profile, point, environment, half_dtype=strategy.policy.half_dtype)
+    num_bytes, note = published_bytes(source, sum(work.parameters))
+    return replace(work, published_bytes=num_bytes, published_note=note)
 
 
 class _Last:

@@ -182,8 +182,24 @@ class _Run:
 
     @property
     def weight_bytes(self) -> int:
-        """As they are stored."""
-        return sum(self.work.weight_bytes)
+        """As a checkpoint of the run keeps them: autocast's weights are fp32, sharded ones too.
+
+        FSDP2 casts what it gathers, so the trace of a sharded run has half of these bytes.
+        """
+        stored = sum(self.work.weight_bytes)
+        policy, plain = self.strategy.policy, self.strategy.stored_as == "none"
+        if policy.compute == "amp" and plain:
+            return max(stored, policy.weight_bytes * sum(self.work.parameters))
+        return stored
+
+    @property
+    def published(self) -> tuple[int, str]:
+        """Bytes of the checkpoint that is downloaded and read, and in which dtype."""
+        if self.work.published_bytes is None:
+            why = self.work.published_note
+            note = f"as the run keeps them: the size {why} is not known" if why else "as kept"
+            return self.weight_bytes, note
+        return self.work.published_bytes, self.work.published_note
 
 
 def run_time_of(
@@ -281,13 +297,14 @@ def _beside(run: _Run, main: Line) -> Iterator[Line]:
         yield _evaluation(run)
     if run.workload.training and run.around.checkpoint_every_s is not None:
         yield _checkpoints(run, main)
-    size = f"{run.weight_bytes / 1e9:,.1f} GB"
-    start = total_of((_of(PROCESS_START_S), _seconds(run.weight_bytes, DISK_BYTES_PER_S)))
+    num_bytes, dtype = run.published
+    size = f"{num_bytes / 1e9:,.1f} GB"
+    start = total_of((_of(PROCESS_START_S), _seconds(num_bytes, DISK_BYTES_PER_S)))
     note = f"imports, context, process groups; {size} of weights read from a disk"
     yield Line("start-up", start, "assumed", note)
     if run.around.downloads:
-        seconds = _seconds(run.weight_bytes, DOWNLOAD_BYTES_PER_S)
-        yield Line("download", seconds, "assumed", f"{size} to each machine, once")
+        seconds = _seconds(num_bytes, DOWNLOAD_BYTES_PER_S)
+        yield Line("download", seconds, "assumed", f"{size} to each machine, once; {dtype}")
     if not (run.around.prepared or run.workload.generates):
         mean = run.around.mean_tokens or run.workload.max_length
         note = f"{run.steps.examples:,} texts of {mean:,.0f} tokens tokenised, once"
