@@ -138,6 +138,37 @@ def test_lengths_make_batches_shorter(ran: Ran, tmp_path: Path) -> None:
     assert padded["time"]["counts"]["tokens"] > found["time"]["counts"]["tokens"]
 
 
+def test_texts_of_a_file_are_counted_under_fixed_padding(ran: Ran, tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("text\n" + "hello\n" * 40, encoding="utf-8")
+    found = document(ran, *BASE, "--time", "--data", str(path))
+    assert found["time"]["counts"]["examples"] == 40
+    assert "--examples 40" in found["command"]
+    assert any(line.startswith("examples 40: the texts of --data") for line in found["assumptions"])
+    said = document(ran, *BASE, "--time", "--data", str(path), "--examples", "7")
+    assert said["time"]["counts"]["examples"] == 7
+
+
+def test_a_histogram_counts_texts_under_fixed_padding(ran: Ran, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.json"
+    path.write_text("[[20, 900], [128, 100]]", encoding="utf-8")
+    found = document(ran, *BASE, "--time", "--histogram", str(path))
+    assert found["time"]["counts"]["examples"] == 1000
+    assert found["time"]["counts"]["tokens"] == 63 * 16 * 128
+
+
+@pytest.mark.parametrize("flag", ["data", "histogram"])
+@pytest.mark.parametrize("padding", ["fixed", "dynamic"])
+@pytest.mark.parametrize("more", [(), ("--examples", "7"), ("--time",)])
+def test_a_missing_file_is_a_mistake_always(
+    ran: Ran, tmp_path: Path, flag: str, padding: str, more: tuple[str, ...]
+) -> None:
+    missing = str(tmp_path / "none.csv")
+    code, out, err = ran(*BASE, "--padding", padding, f"--{flag}", missing, *more)
+    assert (code, out) == (2, "")
+    assert missing in err
+
+
 def test_inference_has_rates_and_a_price_a_million(ran: Ran, offers: Path) -> None:
     found = document(ran, *BASE, "--use", "inference", "--offers", str(offers))
     rate = found["time"]["rates"]["texts_per_s"]["p50"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rigsize.texts.file_stats import FileStats
     from rigsize.texts.stats import LengthHistogram
 
-__all__ = ["ACTIONS", "data_verb"]
+__all__ = ["ACTIONS", "data_verb", "lengths_of", "source_of"]
 
 Given = Mapping[str, str | bool]
 DEFAULT_LENGTH = 512
@@ -106,7 +106,7 @@ def _counted(settings: Settings) -> FileStats:
     from rigsize.texts.file_stats import file_stats
     from rigsize.texts.tokenised import prepare
 
-    source = _source(settings)
+    source = source_of(settings)
     task = _task(settings, source)
     named = _tokenizer(settings)
     max_length = settings.integer("max-length")
@@ -126,17 +126,19 @@ def _counted(settings: Settings) -> FileStats:
 
 def lengths_of(settings: Settings, task: str, model: str, max_length: int) -> LengthHistogram:
     """Lengths of the texts of `--data`, by the model's own tokenizer unless another is named."""
+    source = source_of(settings, "data")
+    source.kind()  # a file that is not there is told before a package that is not
     _check_packages()
     from rigsize.texts.file_stats import histogram_of
     from rigsize.texts.tokenised import prepare
 
     named = settings.text("tokenizer") or model
-    source = _source(settings, "data")
     texts = prepare(source, named, task=task, max_length=max_length, progress=_progress())
     return histogram_of(texts.full_lengths)
 
 
-def _source(settings: Settings, flag: str = "file") -> DataSource:
+def source_of(settings: Settings, flag: str = "file") -> DataSource:
+    """The file of a flag with the columns that were named; SpecError without one."""
     from rigsize.texts import DataSource
 
     path = settings.text(flag)

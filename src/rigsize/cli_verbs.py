@@ -20,7 +20,8 @@ from rigsize.cli_job import (
     settle_length,
     settle_parallel,
 )
-from rigsize.errors import SpecError, UnsupportedCombination
+from rigsize.cli_lengths import lengths_asked, with_examples
+from rigsize.errors import SpecError
 from rigsize.program.mesh import mesh_of
 from rigsize.spec.checks import one_of
 from rigsize.spec.workload import USES
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from rigsize.evidence.validate import Report
     from rigsize.report.answer import Answer
     from rigsize.search import Edit
-    from rigsize.texts.stats import LengthHistogram
 
 __all__ = ["VERBS"]
 
@@ -80,7 +80,7 @@ def _answer(settings: Settings, job: Job, target: Target, explained: bool) -> tu
 
     auto, cluster = job.auto_batch, target.cluster
     check_workload(job.source, job.workload, job.strategy)
-    lengths = lengths_asked(settings, job)
+    lengths, job = lengths_asked(settings, job), with_examples(settings, job)
     whole = job.workload
     if lengths is not None:
         longest = longest_text(lengths, whole)
@@ -114,35 +114,6 @@ def _answer(settings: Settings, job: Job, target: Target, explained: bool) -> tu
         timed=priced,
     )
     return answer, explain(found, profile) if explained else None
-
-
-def lengths_asked(settings: Settings, job: Job) -> LengthHistogram | None:
-    """Lengths of the texts, where a file of them or of texts was given and they matter."""
-    histogram, data = settings.text("histogram"), settings.text("data")
-    if data is None:
-        for name in ("text-column", "label-column", "target-column", "tokenizer"):
-            if settings.text(name) is not None:
-                say(f"warning: --{name} has no effect without --data")
-    elif histogram is not None:
-        raise UnsupportedCombination(
-            "histogram", histogram, "the data has lengths of its own", hint="give one of the two"
-        )
-    flag = "histogram" if data is None else "data"
-    if settings.text(flag) is None:
-        return None
-    if job.workload.padding == "fixed" or job.workload.generates:
-        why = "generation has its own" if job.workload.generates else "all texts take max-length"
-        say(f"warning: --{flag} has no effect: {why}; --padding dynamic or unpadded")
-        return None
-    if histogram is not None:
-        from rigsize.texts.stats import read_histogram
-
-        return read_histogram(histogram)
-    from rigsize.cli_data import lengths_of
-
-    source = job.source
-    named = source.path or source.name
-    return lengths_of(settings, job.workload.task, str(named), job.workload.max_length)
 
 
 def _edits(found: Estimate) -> tuple[Edit, ...]:

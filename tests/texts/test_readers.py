@@ -131,3 +131,8 @@ def test_a_file_that_is_read_twice_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
     table = open_table(DataSource(path=str(tmp_path / "a.jsonl")))
     assert list(table.rows()) == list(table.rows())
+
+
+def test_semicolons_are_told_not_read_as_one_column(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"separated by semicolons.*\.tsv"):
+        read(tmp_path / "a.csv", b"text;label\nhello;1\n")

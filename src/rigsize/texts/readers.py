@@ -154,6 +154,9 @@ def _separated_table(source: DataSource) -> Table:
     delimiter = "\t" if source.kind() == "tsv" else ","
     header = next(_records(source, delimiter), None)
     names = _some(tuple(header[0]) if header else (), source)
+    if delimiter == "," and len(names) == 1 and ";" in names[0]:
+        hint = "write it with commas, or with tabs and the ending .tsv"
+        raise SpecError("data", source.path, "a CSV separated by semicolons", hint=hint)
     if len(set(names)) != len(names):
         raise SpecError("data", source.path, "two columns of its header have one name")
 
