@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from rigsize.cli import run
+from rigsize.plan.memory import Memory
+from rigsize.plan.records import Candidate, Confirmation
 
 ASKED = (
     *("plan", "xlm-roberta-base", "--offline", "--task", "masked-lm", "--use", "pre-training"),
@@ -90,6 +92,107 @@ def test_own_machines_cost_nothing(ran: Ran) -> None:
     assert {plan["cost"]["usd"]["p50"] for plan in plans} == {0.0}
     fastest = next(plan for plan in plans if "fastest" in plan["labels"])
     assert fastest["gpus"] == 2
+    # Nothing is cheaper than nothing.
+    assert not any("cheapest" in plan["labels"] for plan in plans)
+
+
+def test_own_machines_are_followed_over_their_gpus(ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, "--own", "L4:2x2", "--scaling", "--json")
+    assert code == 0
+    points = json.loads(out)["scaling"]
+    assert [(point["gpus"], point["nodes"]) for point in points] == [(1, 1), (2, 1), (4, 2)]
+    assert points[0]["efficiency"] == 1.0
+    code, out, _ = ran(*TEXTS, "--own", "L4:2x2", "--scaling")
+    assert code == 0
+    assert "from 1 nodes" not in out
+    assert "1 epoch, global batch 256" in out
+    assert "assumed: 100 Gbit/s between nodes" in out
+
+
+def test_nothing_fits(ran: Ran) -> None:
+    own = ("--own", "L4:1", "--headroom", "75%")
+    code, out, _ = ran(*TEXTS, *own, "--json")
+    assert code == 3
+    document = json.loads(out)
+    (nearest,) = document["plans"]
+    assert nearest["labels"] == ["nearest"]
+    memory = nearest["memory"]
+    assert memory["high_bytes"] > memory["capacity_bytes"]
+    assert memory["verdict"] == "does_not_fit"
+    assert "the card needs up to" in nearest["misses"][0]
+    assert nearest["time"]["hours"]["p50"] > 0
+    fitting = [edit for edit in document["edits"] if edit["verdict"] != "does_not_fit"]
+    assert fitting
+    assert fitting[0]["device_peak_bytes"] < memory["device_peak_bytes"]
+    code, out, _ = ran(*TEXTS, *own)
+    assert code == 3
+    assert "no plan: it fits none of these machines; the nearest:" in out
+    assert "It would fit with" in out
+
+
+def test_the_host_is_what_does_not_fit(ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, "--own", "L4:2", "--host-memory", "1GiB", "--json")
+    assert code == 3
+    (nearest,) = json.loads(out)["plans"]
+    (miss,) = nearest["misses"]
+    assert miss.startswith("the host needs up to ")
+    assert nearest["host"]["peak_bytes"] > 2**30
+    assert nearest["memory"]["high_bytes"] < nearest["memory"]["capacity_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "why"),
+    [
+        (("--gpu", "TPU-v4"), "nothing is planned on TPU-v4: trains through torch_xla"),
+        (("--gpu", "T4", "--provider", "lambda"), "lambda offers no T4; "),
+        (
+            ("--gpu", "A100-80GB", "--provider", "lambda", "--max-gpus", "4"),
+            "the smallest such machine has 8 GPUs, more than --max-gpus",
+        ),
+    ],
+)
+def test_there_is_no_machine(wishes: tuple[str, ...], why: str, ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, *wishes, "--json")
+    assert code == 3
+    document = json.loads(out)
+    assert document["plans"] == []
+    assert document["notes"][0].startswith(why)
+    assert ran(*TEXTS, *wishes)[1].count("no plan: ") == 1
+
+
+def test_offers_above_max_gpus_are_counted(ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, *L4, "--json")
+    assert code == 0
+    dropped = [r for r in json.loads(out)["rejected"] if r["class"] == "too_many_gpus"]
+    assert [r["of"] for r in dropped] == ["offers"]
+    assert "(--max-gpus): 8 or more" in dropped[0]["reason"]
+
+
+def test_what_is_said_of_a_zero_plan(ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, "--own", "L4:2", "--parallel", "zero3", "--precision", "bf16")
+    assert code == 0
+    assert "assumed: DeepSpeed's hooks around every module are not counted" in " ".join(out.split())
+    assert out.count("`rigsize train` does not run ZeRO") == 1
+
+
+def test_a_fact_that_a_replay_contradicts(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is said to fit: what is named must fit by a replay of its own nonetheless."""
+    arguments = (*TEXTS, "--own", "L4:1", "--global-batch", "4096", "--json")
+    honest = json.loads(ran(*arguments)[1])["plans"]
+    asked: list[Candidate] = []
+
+    def lie(memory: Memory, candidate: Candidate) -> Confirmation:
+        asked.append(candidate)
+        return Confirmation(fits=True, replayed=False, at_most_bytes=1)
+
+    monkeypatch.setattr(Memory, "_by_facts", lie)
+    monkeypatch.setattr(Memory, "over_bytes", lambda memory, candidate: 0)
+    code, out, _ = ran(*arguments)
+    plans = json.loads(out)["plans"]
+    assert code == 0
+    assert max(candidate.micro_batch for candidate in asked) > plans[0]["plan"]["micro_batch"]
+    assert [plan["command"] for plan in plans] == [plan["command"] for plan in honest]
+    assert {plan["memory"]["verdict"] for plan in plans} == {"fits"}
 
 
 def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
@@ -97,7 +200,7 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
     assert code == 0
     assert "cheapest" in out
     assert "rigsize estimate xlm-roberta-base" in out
-    assert "efficiency against the fewest nodes" in out
+    assert "efficiency against the fewest GPUs" in out
     assert "searched " in out
     assert "replays" in out
 
@@ -114,6 +217,10 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
         ((*TEXTS, "--max-hours", "soon"), "max-hours"),
         ((*TEXTS, "--max-gpus", "0"), "max-gpus"),
         ((*TEXTS, "--offers", "nowhere.csv"), "offers"),
+        ((*TEXTS, "--host-memory", "64GiB"), "host-memory"),
+        ((*TEXTS, "--own", "L4:2", "--provider", "gcp"), "provider"),
+        ((*TEXTS, "--own", "L4:2", "--spot"), "spot"),
+        ((*TEXTS, "--own", "L4:2", "--max-price", "10"), "max-price"),
     ],
 )
 def test_bad_input(given: tuple[str, ...], field: str, ran: Ran) -> None:
@@ -121,6 +228,7 @@ def test_bad_input(given: tuple[str, ...], field: str, ran: Ran) -> None:
     assert (code, out) == (2, "")
     assert err.startswith(f"rigsize: {field}: ")
     assert err.count("\n") == 1
+    assert "got None" not in err
 
 
 def test_a_row_of_the_offers_is_named(ran: Ran, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from rigsize.units import (
     format_count,
     format_duration,
     format_flops,
+    format_usd,
     parse_bytes,
     parse_count,
     parse_duration,
+    plural,
 )
 
 
@@ -98,6 +100,20 @@ def test_parse_count(text: str, count: int) -> None:
 )
 def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("usd", "text"), [(0.0, "0.00"), (0.0123, "0.012"), (0.44, "0.44"), (1234.5, "1,234.50")]
+)
+def test_format_usd(usd: float, text: str) -> None:
+    assert format_usd(usd) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 nodes"), (1, "1 node"), (2, "2 nodes"), (1024, "1,024 nodes")]
+)
+def test_plural(count: int, text: str) -> None:
+    assert plural(count, "node") == text
 
 
 @pytest.mark.parametrize(

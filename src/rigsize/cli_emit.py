@@ -70,10 +70,10 @@ def _settings(given: Given) -> tuple[Settings, float | None]:
         return settings_of("emit", given), None
     if "spec" in given:
         raise UnsupportedCombination("spec", given["spec"], "the plan says it all")
-    from rigsize.cli_picked import PICKS, pick_plan
+    from rigsize.cli_picked import pick_plan
 
-    pick = str(given.get("pick") or PICKS[0])
-    picked = pick_plan(Path(plan).expanduser(), pick)
+    pick = given.get("pick")
+    picked = pick_plan(Path(plan).expanduser(), None if pick is None else str(pick))
     say(picked.words)
     changed = sorted(
         key for key in given if key in picked.given and given[key] != picked.given[key]

@@ -29,9 +29,14 @@ class Picked(NamedTuple):
     """Which it is."""
 
 
-def pick_plan(file: Path, pick: str) -> Picked:
-    """The plan with that label, or of that number from 1; SpecError where there is none."""
+def pick_plan(file: Path, pick: str | None) -> Picked:
+    """The plan with that label, or of that number from 1; SpecError where there is none.
+
+    None picks the cheapest, of one's own machines, which have no price, the fastest.
+    """
     plans = _plans(file)
+    if pick is None:
+        pick = next((name for name in PICKS if any(name in _labels(p) for p in plans)), "1")
     index = _index(plans, pick)
     plan = plans[index]
     command = plan.get("command")
@@ -65,11 +70,15 @@ def _index(plans: Sequence[Mapping[str, Any]], pick: str) -> int:
             raise SpecError("pick", pick, "no such plan", allowed=(f"1 to {len(plans)}",))
         return int(pick) - 1
     for index, plan in enumerate(plans):
-        labels = plan.get("labels")
-        if isinstance(labels, list) and pick in labels:
+        if pick in _labels(plan):
             return index
     allowed = (*PICKS, f"1 to {len(plans)}")
     raise SpecError("pick", pick, "no such plan", allowed=allowed, nearest=nearest(pick, PICKS))
+
+
+def _labels(plan: Mapping[str, Any]) -> Sequence[Any]:
+    labels = plan.get("labels")
+    return labels if isinstance(labels, list) else ()
 
 
 def _hours(plan: Mapping[str, Any]) -> float | None:

@@ -41,10 +41,11 @@ _OWN = "own"
 
 def plan_verb(given: Given) -> int:
     """`rigsize plan MODEL`."""
-    from rigsize.plan.planner import plan
+    from rigsize.plan.planner import Question, plan
     from rigsize.report.plan import PlanAnswer, plan_document, plan_text
 
     settings = settings_of("plan", given)
+    _check_own(settings)
     limits, today = _limits(settings), date.today()
     base, jobs = _jobs(settings)
     workload = base.workload
@@ -67,14 +68,16 @@ def plan_verb(given: Given) -> int:
     with waiting(f"planning {base.source.name}; what is not stored of it is traced once"):
         found = plan(
             base.source,
-            jobs,
+            Question(
+                jobs=jobs,
+                global_batch=total,
+                micro_batch=None if micro in (None, "auto") else base.strategy.micro_batch,
+                accelerators=None if gpu is None else rows_of(gpu)[0],
+                own=own,
+                scale=settings.switch("scaling"),
+            ),
             limits,
             catalogue.offers,
-            global_batch=total,
-            micro_batch=None if micro in (None, "auto") else base.strategy.micro_batch,
-            accelerators=None if gpu is None else rows_of(gpu)[0],
-            own=own,
-            scale=settings.switch("scaling"),
         )
     answer = PlanAnswer(
         plan=found,
@@ -224,6 +227,38 @@ def _headroom(text: str | None) -> tuple[int, float]:
 # -- where --------------------------------------------------------------------------------------
 
 
+_OF_OFFERS = {
+    "provider": "nobody rents out one's own machines",
+    "region": "nobody rents out one's own machines",
+    "spot": "one's own machines have no price",
+    "max-price": "one's own machines have no price",
+    "gpu": "--own names the card",
+}
+"""What asks for offers, of which none is searched beside --own."""
+
+
+def _check_own(settings: Settings) -> None:
+    """UnsupportedCombination for what does not go with one's own machines, or needs them."""
+    if settings.text("own") is None:
+        host = settings.text("host-memory")
+        if host is not None:
+            raise UnsupportedCombination(
+                "host-memory",
+                host,
+                "is of one's own machines; an offer has its own",
+                hint="--own NAME:N --host-memory SIZE",
+            )
+        return
+    if settings.text("offers") is not None:
+        return  # these are searched, too
+    for name, why in _OF_OFFERS.items():
+        value = settings.given.get(name.replace("-", "_"))
+        if value:
+            raise UnsupportedCombination(
+                name, value, f"without effect beside --own: {why}", hint="--offers FILE adds offers"
+            )
+
+
 def _own(settings: Settings) -> Own | None:
     """The machines of `--own H100:8x2`, as offers of nobody."""
     text = settings.text("own")
@@ -257,7 +292,7 @@ def _own(settings: Settings) -> Own | None:
 def _catalogue(settings: Settings, limits: Limits, today: date, own: Own | None) -> Catalogue:
     """The offers that are searched: none beside own machines, unless they were asked for."""
     mine = settings.text("offers")
-    if own is not None and mine is None and limits.provider is None:
+    if own is not None and mine is None:
         return Catalogue(offers=())
     found = load_catalogue(None if mine is None else Path(mine).expanduser(), today)
     for warning in found.warnings:

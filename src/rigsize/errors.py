@@ -70,7 +70,8 @@ class SizingError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        parts = [f"{self.field}: {self.problem or 'not accepted'}, got {show(self.value)}"]
+        got = "" if self.value is None else f", got {show(self.value)}"
+        parts = [f"{self.field}: {self.problem or 'not accepted'}{got}"]
         if self.allowed:
             parts.append(f"allowed: {_join_allowed(self.allowed)}")
         if self.nearest:

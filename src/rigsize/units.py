@@ -97,6 +97,16 @@ def parse_count(text: str, field: str = "count") -> int:
     return _scaled(match[1], unit)
 
 
+def format_usd(usd: float) -> str:
+    """USD in cents, and below one dollar in two figures."""
+    return f"{usd:,.2f}" if usd >= 1 or not usd else f"{usd:.2g}"
+
+
+def plural(count: int, word: str) -> str:
+    """``1 epoch``, ``3 epochs``."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
 def format_duration(seconds: float) -> str:
     """Seconds in the two largest units that matter: ``431 ms``, ``4 min 5 s``, ``2 d 3 h``."""
     if not math.isfinite(seconds):

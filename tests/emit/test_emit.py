@@ -440,6 +440,15 @@ def test_a_plan_is_picked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(captured.out)["spec"]["optim"] == "sgd"
 
 
+def test_without_a_cheapest_the_fastest_is_picked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one's own machines, which have no price."""
+    file = plan_file(tmp_path, labels=["smallest"])
+    assert run(["emit", "--plan", str(file), "--offline", "--json", "--out", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["gpus"] == "H100-80GB-SXM:8"
+
+
 @pytest.mark.parametrize("pick", ["slowest", "3", "0"])
 def test_no_such_plan(pick: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["emit", "--plan", str(plan_file(tmp_path)), "--pick", pick, "--out", str(tmp_path)]

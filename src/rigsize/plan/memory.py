@@ -45,12 +45,14 @@ class _Facts:
     fitting: list[_Fact] = field(default_factory=list)
     failing: list[_Fact] = field(default_factory=list)
 
-    def fits(self, shard: int, micro: int, room: int) -> bool:
-        """Whether a replay of no fewer texts on no more shards was content with no more room."""
-        return any(
-            fact.shard <= shard and fact.micro_batch >= micro and fact.num_bytes <= room
+    def enough(self, shard: int, micro: int, room: int) -> int | None:
+        """What a replay of no fewer texts on no more shards was content with; None if above."""
+        asked = (
+            fact.num_bytes
             for fact in self.fitting
+            if fact.shard <= shard and fact.micro_batch >= micro and fact.num_bytes <= room
         )
+        return min(asked, default=None)
 
     def fails(self, shard: int, micro: int, room: int) -> bool:
         """Whether as much room was too little for no more texts on no fewer shards."""
@@ -76,12 +78,16 @@ class Memory:
 
     def over_bytes(self, candidate: Candidate) -> int:
         """By how much the card cannot hold it, whatever the rest takes; 0 where it may."""
+        return max(0, self.above_bytes(candidate))
+
+    def above_bytes(self, candidate: Candidate) -> int:
+        """The least that it holds, less the card's room: negative where there is some left."""
         way, cluster = candidate.way, candidate.place.cluster
         profile = self.traces.profile(way, cluster.accelerator)
         assert profile is not None, way
         saved = self._saved_by(way, profile, candidate)
         least = least_bytes(self._held_by(way, profile), saved, candidate)
-        return max(0, least - card_room_bytes(candidate.mesh, cluster.accelerator))
+        return least - card_room_bytes(candidate.mesh, cluster.accelerator)
 
     def _held_by(self, way: Way, profile: Profile) -> Held:
         if way not in self._held:
@@ -123,17 +129,26 @@ class Memory:
         facts, shard, room = self._facts_of(candidate)
         if facts.fails(shard, candidate.micro_batch, room):
             return Confirmation(fits=False, replayed=False)
-        if candidate.way.strategy.offload == "none" and facts.fits(
-            shard, candidate.micro_batch, room
-        ):
-            return self._with_host(candidate)
-        return None
+        if candidate.way.strategy.offload != "none":
+            return None
+        enough = facts.enough(shard, candidate.micro_batch, room)
+        if enough is None:
+            return None
+        # What this card has outside the allocator at most, on top.
+        capacity = candidate.place.cluster.accelerator.capacity_bytes or 0
+        return self._with_host(candidate, enough + capacity - room)
 
-    def _with_host(self, candidate: Candidate) -> Confirmation:
+    def _with_host(self, candidate: Candidate, at_most_bytes: int) -> Confirmation:
         """Of a candidate that fits its card by a fact: whether it fits the host, too."""
-        over = self._host_over(candidate)
+        over = self.host_over_bytes(candidate)
         fits = over <= 0
-        return Confirmation(fits=fits, replayed=False, over_bytes=over, host=not fits)
+        return Confirmation(
+            fits=fits,
+            replayed=False,
+            over_bytes=over,
+            host=not fits,
+            at_most_bytes=at_most_bytes,
+        )
 
     def _host(self, candidate: Candidate) -> HostEstimate:
         """The node's memory, less what a Program would save on it; no card matters to it."""
@@ -148,7 +163,7 @@ class Memory:
             self._hosts[key] = found
         return self._hosts[key]
 
-    def _host_over(self, candidate: Candidate) -> int:
+    def host_over_bytes(self, candidate: Candidate) -> int:
         """By how much the node's memory is too little; of one text a device first, for all."""
         capacity = candidate.place.cluster.host_memory_bytes
         if capacity is None:
@@ -166,7 +181,7 @@ class Memory:
     def _replayed(self, candidate: Candidate) -> Confirmation:
         way, cluster = candidate.way, candidate.place.cluster
         capacity = cluster.host_memory_bytes
-        over = self._host_over(candidate)
+        over = self.host_over_bytes(candidate)
         if over:
             return Confirmation(fits=False, replayed=False, over_bytes=over, host=True)
         profile = self.traces.profile(way, cluster.accelerator)

@@ -8,21 +8,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from rigsize.errors import UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.hardware.offers import Offer
 from rigsize.models import ModelSource
-from rigsize.plan.candidates import Job, own_places, places, ways
+from rigsize.plan.candidates import Job, Left, own_places, places, ways
 from rigsize.plan.clock import PipelineClock
 from rigsize.plan.judge import PipelineJudge
 from rigsize.plan.memory import Memory
-from rigsize.plan.records import Chosen, Limits, Place, Plan, Searched
-from rigsize.plan.scaling import breaks_in_words, scaling
+from rigsize.plan.misfit import edits_for, nearest_misfit
+from rigsize.plan.records import MOST_GPUS, Chosen, Limits, Place, Plan, Searched
+from rigsize.plan.scaling import ScalingPoint, breaks_in_words, scaling
 from rigsize.plan.search import Tally, front, nearest, smallest
 from rigsize.plan.traces import MOST_TRACES, Traces
-from rigsize.plan.words import misses_of, rejected_of
+from rigsize.plan.words import misses_of, nowhere_in_words, rejected_of
 from rigsize.plan.works import Works
 
-__all__ = ["Own", "plan"]
+__all__ = ["Own", "Question", "plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,60 +37,61 @@ class Own:
     nodes: int
 
 
-def plan(
-    source: ModelSource,
-    jobs: Sequence[Job],
-    limits: Limits,
-    offers: Iterable[Offer],
-    *,
-    global_batch: int | None,
-    micro_batch: int | None = None,
-    accelerators: Sequence[Accelerator] | None = None,
-    own: Own | None = None,
-    most_traces: int = MOST_TRACES,
-    scale: bool = False,
-) -> Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is to be run, and what of it is open."""
+
+    jobs: Sequence[Job]
+    """The recipes that are searched; what each fixes is not varied."""
+    global_batch: int | None
+    """Texts of an optimizer step; None in inference."""
+    micro_batch: int | None = None
+    """Texts a device at a time, where the user gave it."""
+    accelerators: Sequence[Accelerator] | None = None
+    """The only cards; None is all."""
+    own: Own | None = None
+    """Machines that one has, searched beside the offers at no price."""
+    most_traces: int = MOST_TRACES
+    """Keys that may be traced when nothing is stored of them."""
+    scale: bool = False
+    """Whether the cheapest plan's machine is followed over its numbers of GPUs."""
+
+
+def plan(source: ModelSource, question: Question, limits: Limits, offers: Iterable[Offer]) -> Plan:
     """The cheapest, the fastest, the smallest and all between that nobody beats.
 
     Args:
         source: the model.
-        jobs: the recipes that are searched; what each fixes is not varied.
+        question: the run.
         limits: what the user can pay, wait for and get.
         offers: the catalogue.
-        global_batch: texts of an optimizer step; None in inference.
-        micro_batch: texts a device at a time, where the user gave it.
-        accelerators: the only cards; None is all.
-        own: machines that one has, searched beside the offers at no price.
-        most_traces: keys that may be traced when nothing is stored of them.
-        scale: whether the cheapest plan's machine is followed over its numbers of nodes.
     """
     began = time.perf_counter()
-    found, left = places(offers, limits, accelerators)
-    if own is not None:
-        found = [*own_places(own.machine, own.per_node, own.nodes, limits), *found]
-    traces = Traces(source, most_traces)
-    clock, memory = PipelineClock(Works(source, traces), global_batch), Memory(source, traces)
+    offers = tuple(offers)
+    found, left = _places(offers, limits, question)
+    traces = Traces(source, question.most_traces)
+    clock = PipelineClock(Works(source, traces), question.global_batch)
+    memory = Memory(source, traces)
+    possible, refused = ways(source, question.jobs)
     judge = PipelineJudge(
-        ways(source, jobs)[0],
+        possible,
         traces,
         memory,
         clock,
-        global_batch=global_batch,
-        micro_batch=micro_batch,
-        vary_precision=not any("precision" in job.fixed for job in jobs),
+        global_batch=question.global_batch,
+        micro_batch=question.micro_batch,
+        vary_precision=not any("precision" in job.fixed for job in question.jobs),
     )
-    tally = Tally()
     with _without_collector():
-        chosen = front(found, judge, limits, tally)
-        met = bool(chosen)
-        chosen = _labelled(chosen, smallest(found, judge, limits)) if met else []
-        if not met and (near := nearest(found, judge, limits)) is not None:
-            chosen = [replace(near, misses=misses_of(near.score, limits))]
-        curve = scaling(_cheapest(chosen), found, judge, clock) if scale and chosen else []
+        chosen, tally = _chosen(found, judge, memory, clock, limits)
+        met = bool(chosen) and not chosen[0].misses
+        curve = _curve(chosen, found, judge, clock) if question.scale and met else []
+    if not chosen and (near := nearest_misfit(source, found, judge, tally)) is not None:
+        chosen = [_timed(near, clock)]
     cannot = _left_out(found, judge)
     return Plan(
-        chosen=tuple(_whole(one, memory, clock) for one in chosen),
-        rejected=rejected_of(tally, cannot, left),
+        chosen=tuple(chosen),
+        rejected=rejected_of(tally, cannot, refused, left),
         searched=Searched(
             candidates=tally.candidates + sum(cannot.values()),
             bounds=tally.bounds,
@@ -97,9 +100,64 @@ def plan(
             seconds=time.perf_counter() - began,
         ),
         met=met,
+        notes=() if found else (nowhere_in_words(question.accelerators, limits, offers),),
+        edits=() if met or not chosen else edits_for(chosen[0]),
         scaling=tuple(curve),
-        scaling_breaks=breaks_in_words(curve, global_batch) if scale else "",
+        scaling_breaks=breaks_in_words(curve, question.global_batch) if curve else "",
     )
+
+
+def _places(
+    offers: Sequence[Offer], limits: Limits, question: Question
+) -> tuple[list[Place], list[Left]]:
+    """Every machine with no more GPUs than may be had, and the offers that are none."""
+    most = replace(limits, max_gpus=max(limits.max_gpus, MOST_GPUS))
+    every, left = places(offers, most, question.accelerators)
+    found = [place for place in every if place.cluster.devices <= limits.max_gpus]
+    dropped = {id(place.offer): place.offer for place in every}
+    for place in found:
+        dropped.pop(id(place.offer), None)
+    if dropped:
+        least = min(offer.devices for offer in dropped.values())
+        reason = f"more than {limits.max_gpus:,} GPUs a machine (--max-gpus): {least:,} or more"
+        left.append(Left(kind="too_many_gpus", reason=reason, count=len(dropped)))
+    own = question.own
+    if own is not None:
+        mine = own_places(own.machine, own.per_node, own.nodes, limits)
+        found = [*(one for one in mine if one.cluster.devices <= limits.max_gpus), *found]
+    return found, left
+
+
+def _chosen(
+    found: Sequence[Place],
+    judge: PipelineJudge,
+    memory: Memory,
+    clock: PipelineClock,
+    limits: Limits,
+) -> tuple[list[Chosen], Tally]:
+    """The answer: all that is named has a replay of its own, and fits by it.
+
+    A fact may say that a candidate fits where its own replay does not: it is known as one that
+    does not then, and the search goes again.
+    """
+    while True:
+        tally = Tally()
+        chosen = front(found, judge, limits, tally)
+        if chosen:
+            chosen = _labelled(chosen, smallest(found, judge, limits))
+        elif (near := nearest(found, judge, limits)) is not None:
+            chosen = [replace(near, misses=misses_of(near.score, limits))]
+        whole = [_whole(one, memory, clock) for one in chosen]
+        if all(one.confirmed.fits for one in whole):
+            return whole, tally
+
+
+def _curve(
+    chosen: Sequence[Chosen], found: Sequence[Place], judge: PipelineJudge, clock: PipelineClock
+) -> list[ScalingPoint]:
+    """Of the cheapest plan's machine; of one's own, the fastest plan's."""
+    of = next((one for one in chosen if "cheapest" in one.labels), chosen[-1])
+    return scaling(of, found, judge, clock)
 
 
 @contextmanager
@@ -117,14 +175,11 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _cheapest(chosen: Sequence[Chosen]) -> Chosen:
-    return next((one for one in chosen if "cheapest" in one.labels), chosen[0])
-
-
 def _labelled(found: list[Chosen], least: Chosen | None) -> list[Chosen]:
     """The front with its ends named, and the smallest, which may lie off it."""
     marked = list(found)
-    marked[0] = marked[0].labelled("cheapest")
+    if marked[0].score.usd:  # one's own machines have no price
+        marked[0] = marked[0].labelled("cheapest")
     marked[-1] = marked[-1].labelled("fastest")
     if least is None:
         return marked
@@ -145,6 +200,14 @@ def _whole(chosen: Chosen, memory: Memory, clock: PipelineClock) -> Chosen:
     run = clock.run_time(chosen.candidate, draws=DRAWS if named else 0)
     confirmed = memory.confirm(chosen.candidate, exactly=True) if named else chosen.confirmed
     return replace(chosen, run=run, confirmed=confirmed)
+
+
+def _timed(chosen: Chosen, clock: PipelineClock) -> Chosen:
+    """What does not fit, with the hours that it would take, where any can be told."""
+    try:
+        return replace(chosen, run=clock.run_time(chosen.candidate, draws=DRAWS))
+    except UnsupportedCombination:
+        return chosen
 
 
 def _left_out(found: Sequence[Place], judge: PipelineJudge) -> dict[str, int]:

@@ -16,6 +16,7 @@ from rigsize.spec import Cluster, Strategy, Workload
 if TYPE_CHECKING:
     from rigsize.estimate import Estimate
     from rigsize.plan.scaling import ScalingPoint
+    from rigsize.search import Edit
     from rigsize.steptime.run_lines import RunTime
 
 __all__ = [
@@ -178,7 +179,9 @@ class Confirmation:
     host: bool = False
     """Whether it is the host's memory that does not do."""
     estimate: Estimate | None = None
-    """Of a replay that fits."""
+    """Of a replay that fits; of the nearest candidate where nothing does."""
+    at_most_bytes: int | None = None
+    """Of the device, where another candidate's replay, of no less memory, says that it fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +191,7 @@ class Rejected:
     kind: str
     """does_not_fit, host_memory, dtype_missing, over_price, over_hours, not_sold, dominated, ..."""
     of: str
-    """candidates of the grid, or offers of the catalogue that are no place in it."""
+    """candidates of the grid, ways that are none, or offers that are no place in it."""
     reason: str
     """In words, with the one that came nearest."""
     count: int
@@ -220,7 +223,7 @@ class Chosen:
     run: RunTime | None = None
     """Its hours line by line, with their interval."""
     misses: tuple[str, ...] = ()
-    """Of the nearest plan, where nobody meets the limits: which it misses, and by how much."""
+    """Of the nearest plan, where nobody meets the limits or fits: which, and by how much."""
 
     def labelled(self, label: str) -> Chosen:
         """The same with one more label."""
@@ -232,12 +235,19 @@ class Plan:
     """The answer."""
 
     chosen: tuple[Chosen, ...]
-    """By hours, the fastest first; empty where nothing fits at all."""
+    """By USD, the cheapest first, before them the smallest where another beats it.
+
+    Where nobody meets the limits, or nothing fits, the nearest; empty where no time and no memory
+    can be told of any.
+    """
     rejected: tuple[Rejected, ...]
     searched: Searched
     met: bool
     """Whether any plan meets the limits; else `chosen` holds the nearest."""
     notes: tuple[str, ...] = ()
+    """Why there is no machine to plan on."""
+    edits: tuple[Edit, ...] = ()
+    """Where nothing fits: what would make the nearest fit, or saves most of it."""
     scaling: tuple[ScalingPoint, ...] = ()
     """Of the cheapest plan's machine, where it was asked for."""
     scaling_breaks: str = ""

@@ -1,4 +1,4 @@
-"""How hours and price grow with the nodes of one machine, and where more of them stop helping."""
+"""How hours and price grow with the GPUs of one machine, and where more of them stop helping."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from rigsize.plan.clock import PipelineClock
 from rigsize.plan.judge import PipelineJudge
 from rigsize.plan.records import Chosen, Limits, Place
 from rigsize.plan.search import Tally, front
-from rigsize.plan.words import describe_place, describe_way
-from rigsize.steptime.run_lines import RunTime
+from rigsize.plan.words import bound_in_words, describe_place, describe_way
+from rigsize.units import plural
 
 __all__ = ["ScalingPoint", "breaks_in_words", "scaling"]
 
 HALF = 0.5
 """Below this efficiency most of what is rented waits."""
 NO_GAIN = 0.95
-"""Of the hours with half as many nodes: above it a doubling gains nothing worth its price."""
+"""Of the hours with the next fewer GPUs: above it more of them gain nothing worth their price."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingPoint:
-    """The fastest run that fits so many nodes."""
+    """The fastest run that fits so many GPUs."""
 
     machine: str
     nodes: int
@@ -33,18 +33,19 @@ class ScalingPoint:
     hours: float
     usd: float
     efficiency: float
-    """GPU-hours of the fewest nodes that it fits, over these."""
+    """GPU-hours of the fewest GPUs that it fits, over these."""
     bound_by: str
+    """What its steps wait for, or what takes longest where they are the lesser part."""
 
 
 def scaling(
     of: Chosen, places: Sequence[Place], judge: PipelineJudge, clock: PipelineClock
 ) -> list[ScalingPoint]:
-    """The fastest way on each number of nodes of one plan's machine."""
+    """The fastest way on each number of nodes of one plan's machine, of one's own also on parts."""
     offer = of.candidate.place.offer
     same = [place for place in places if place.offer is offer]
     points: list[ScalingPoint] = []
-    for place in sorted(same, key=lambda place: place.cluster.nodes):
+    for place in sorted(same, key=lambda place: place.cluster.devices):
         found = front([place], judge, Limits(), Tally())
         if found:
             points.append(_point(found[0], points[0] if points else None, clock))
@@ -64,33 +65,28 @@ def _point(chosen: Chosen, first: ScalingPoint | None, clock: PipelineClock) -> 
         hours=score.hours,
         usd=score.usd,
         efficiency=one / (score.hours * cluster.devices),
-        bound_by=_bound_by(clock.run_time(candidate, draws=0)),
+        bound_by=bound_in_words(clock.run_time(candidate, draws=0)),
     )
 
 
-def _bound_by(run: RunTime) -> str:
-    """What its steps wait for, or that the steps are the smaller part of it."""
-    steps = run.lines[0].seconds.p50
-    return run.bound_by if steps > run.total_s.p50 / 2 else "start-up, download and data"
-
-
 def breaks_in_words(points: Sequence[ScalingPoint], global_batch: int | None) -> str:
-    """Where the curve breaks: below half the efficiency, where a doubling gains nothing."""
+    """Where the curve breaks: below half the efficiency, where more GPUs gain nothing."""
     if not points:
-        return "it fits no number of nodes"
-    parts = []
+        return "it fits no number of GPUs"
+    parts, last = [], points[-1]
     low = next((p for p in points if p.efficiency < HALF), None)
     if low is not None:
         parts.append(
-            f"from {low.nodes} nodes on less than half of each GPU is used, bound by {low.bound_by}"
+            f"from {plural(low.gpus, 'GPU')} on less than half of each is used, bound by"
+            f" {low.bound_by}"
         )
     pairs = itertools.pairwise(points)
-    flat = next((b for a, b in pairs if b.hours > NO_GAIN * a.hours), None)
+    flat = next(((a, b) for a, b in pairs if b.hours > NO_GAIN * a.hours), None)
     if flat is not None:
-        parts.append(f"{flat.nodes} nodes are hardly faster than half as many")
+        fewer, more = flat
+        parts.append(f"{plural(more.gpus, 'GPU')} are hardly faster than {fewer.gpus}")
     if not parts:
-        parts.append(f"it holds up to {points[-1].nodes} nodes, the most that were searched")
-    last = points[-1]
+        parts.append(f"it holds up to {plural(last.gpus, 'GPU')}, the most that were searched")
     if global_batch is not None and last.gpus * 2 > global_batch:
         parts.append(f"a global batch of {global_batch:,} gives no more GPUs a text each")
     return "; ".join(parts)

@@ -6,12 +6,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 
+from rigsize.hardware.accelerators import Accelerator
+from rigsize.hardware.offers import Offer
+from rigsize.hardware.targets import target_of
 from rigsize.plan.candidates import Left
 from rigsize.plan.records import Candidate, Limits, Place, Rejected, Score, Way
 from rigsize.plan.search import Tally
-from rigsize.units import format_bytes
+from rigsize.steptime.run_lines import RunTime
+from rigsize.units import format_bytes, format_usd
 
-__all__ = ["describe", "describe_place", "describe_way", "misses_of", "rejected_of"]
+__all__ = [
+    "bound_in_words",
+    "describe",
+    "describe_place",
+    "describe_way",
+    "misses_of",
+    "nowhere_in_words",
+    "rejected_of",
+]
 
 _REASONS = {
     "dominated": "another is no slower and no dearer",
@@ -55,15 +67,69 @@ def misses_of(score: Score, limits: Limits) -> tuple[str, ...]:
 
 def _misses(score: Score, limits: Limits) -> Iterator[str]:
     if limits.max_price_usd is not None and score.usd > limits.max_price_usd:
-        yield f"{score.usd:,.2f} USD, {score.usd - limits.max_price_usd:,.2f} over --max-price"
+        over = format_usd(score.usd - limits.max_price_usd)
+        yield f"{format_usd(score.usd)} USD, {over} over --max-price"
     if limits.max_hours is not None and score.hours > limits.max_hours:
         yield f"{score.hours:,.2f} hours, {score.hours - limits.max_hours:,.2f} over --max-hours"
 
 
+_LINES = {
+    "start-up": "start-up",
+    "download": "downloading the model",
+    "data": "tokenising the texts",
+    "warm-up": "the slow first step",
+    "evaluation": "evaluation",
+    "checkpoints": "writing checkpoints",
+}
+"""Of a run, beside its steps."""
+
+
+def bound_in_words(run: RunTime) -> str:
+    """What its steps wait for, or what takes longest beside them where they are the lesser part."""
+    steps, *beside = run.lines
+    if steps.seconds.p50 > run.total_s.p50 / 2 or not beside:
+        return run.bound_by
+    longest = max(beside, key=lambda line: line.seconds.p50)
+    return _LINES.get(longest.name, longest.name)
+
+
+def nowhere_in_words(
+    accelerators: Sequence[Accelerator] | None, limits: Limits, offers: Sequence[Offer]
+) -> str:
+    """Why no machine of the catalogue can be planned on: the first wish that leaves none."""
+    if accelerators is not None:
+        names = " or ".join(row.id for row in accelerators)
+        if not any(_is_planned_on(row) for row in accelerators):
+            return f"nothing is planned on {names}: {target_of(accelerators[0]).words}"
+        offers = [offer for offer in offers if offer.accelerator in accelerators]
+        if not offers:
+            return f"nobody in the catalogue offers {names}"
+    else:
+        names = "machine"
+    if limits.provider is not None:
+        others = sorted({offer.provider for offer in offers})
+        offers = [offer for offer in offers if offer.provider == limits.provider]
+        if not offers:
+            return f"{limits.provider} offers no {names}; {', '.join(others)} do"
+    least = min((offer.devices for offer in offers if not offer.fractional), default=None)
+    if least is None:
+        return f"only slices of a GPU are offered of {names}, and none is planned on"
+    if least > limits.max_gpus:
+        return f"the smallest such machine has {least} GPUs, more than --max-gpus"
+    wishes = [f"--region {limits.region}"] if limits.region is not None else []
+    wishes += ["--spot"] if limits.spot else []
+    return f"no machine meets all that was asked for{': ' if wishes else ''}{', '.join(wishes)}"
+
+
+def _is_planned_on(row: Accelerator) -> bool:
+    target = target_of(row)
+    return target.answered and target.trains and not row.is_cpu
+
+
 def rejected_of(
-    tally: Tally, cannot: Mapping[str, int], left: Sequence[Left]
+    tally: Tally, cannot: Mapping[str, int], refused: int, left: Sequence[Left]
 ) -> tuple[Rejected, ...]:
-    """Every class of candidates that was left out, then every class of offers."""
+    """Every class of candidates that was left out, then ways that are none and offers."""
     counts = tally.counts + Counter(cannot)
     found = [
         Rejected(kind=kind, of="candidates", reason=_reason(kind, tally), count=count)
@@ -74,7 +140,11 @@ def rejected_of(
     offers = (
         Rejected(kind=one.kind, of="offers", reason=one.reason, count=one.count) for one in left
     )
-    return (*found, *offers)
+    ways = [Rejected(kind="refused", of="ways", reason=_REFUSED, count=refused)] if refused else []
+    return (*found, *ways, *offers)
+
+
+_REFUSED = "what they combine does not go together, on any machine"
 
 
 def _reason(kind: str, tally: Tally) -> str:
@@ -86,7 +156,7 @@ def _reason(kind: str, tally: Tally) -> str:
     if missed == inf:
         return f"{_REASONS[kind]}; the nearest by less than a bound tells: {where}"
     amount = {
-        "over_price": f"at {missed:,.2f} USD or more",
+        "over_price": f"at {format_usd(missed)} USD or more",
         "over_hours": f"with {missed:,.2f} hours or more",
     }.get(kind, f"by {format_bytes(int(missed))} at least" if missed < inf else "")
     return f"{_REASONS[kind]}; the nearest {amount}: {where}"

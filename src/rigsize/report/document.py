@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from rigsize.errors import SizingError
     from rigsize.search import Edit
 
-__all__ = ["SCHEMA_VERSION", "error_document", "estimate_document", "render", "unknown"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "edit_document",
+    "error_document",
+    "estimate_document",
+    "render",
+    "unknown",
+]
 
 SCHEMA_VERSION = "1.0"
 """major.minor: a minor adds keys, a major may change their meaning."""
@@ -73,7 +80,7 @@ def estimate_document(answer: Answer) -> dict[str, Any]:
         "command": answer.command,
     }
     if estimate.fit.verdict == "does_not_fit":
-        document["edits"] = [_edit(edit) for edit in answer.edits]
+        document["edits"] = [edit_document(edit) for edit in answer.edits]
     return document
 
 
@@ -243,7 +250,8 @@ def _gradient_bytes(answer: Answer) -> float:
     return round(trained_bytes_per_parameter(estimate), 4)
 
 
-def _edit(edit: Edit) -> dict[str, Any]:
+def edit_document(edit: Edit) -> dict[str, Any]:
+    """A change with what it saves."""
     return {
         "name": edit.name,
         "flags": edit.flags,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rigsize.estimate import Estimate
 
-__all__ = ["host_document", "host_text"]
+__all__ = ["host_document", "host_line", "host_text"]
 
 _WORDS = {"fits": "", "tight": "tight: ", "does_not_fit": "does not fit: ", "unknown": ""}
 

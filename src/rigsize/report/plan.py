@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from rigsize.models import ModelSource
-from rigsize.plan.records import Chosen, Limits, Plan
-from rigsize.plan.words import describe_place, describe_way
-from rigsize.report.answer import command_for
-from rigsize.report.document import unknown
+from rigsize.plan.records import Chosen, Confirmation, Limits, Plan
+from rigsize.plan.words import bound_in_words, describe_place, describe_way
+from rigsize.report.answer import Answer, command_for
+from rigsize.report.document import edit_document, unknown
+from rigsize.report.host import host_line
+from rigsize.report.text import headline, what_would_fit
 from rigsize.spec import Workload
 from rigsize.steptime.step import Quantiles
-from rigsize.units import format_bytes
+from rigsize.units import GIB, format_bytes, format_usd, plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PlanAnswer", "plan_document", "plan_text"]
 
 _BY_A_FACT = "it fits: another replay, of no less memory, does; not replayed itself"
+_NO_TIME = "no time can be given for it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +78,10 @@ def plan_document(answer: PlanAnswer) -> dict[str, Any]:
             for one in plan.rejected
         ],
         "searched": asdict(plan.searched),
+        "edits": [edit_document(edit) for edit in plan.edits],
         "scaling": [asdict(point) for point in plan.scaling],
         "assumptions": list(answer.assumed),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *_of_named(answer)],
     }
 
 
@@ -119,7 +124,10 @@ def _chosen(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
 def _memory(chosen: Chosen) -> dict[str, Any]:
     estimate = chosen.confirmed.estimate
     if estimate is None:
-        return unknown("device_peak_bytes", _BY_A_FACT) | {"verdict": "fits"}
+        return unknown("device_peak_bytes", _BY_A_FACT) | {
+            "at_most_bytes": chosen.confirmed.at_most_bytes,
+            "verdict": "fits",
+        }
     memory = estimate.memory
     return {
         "allocated_peak_bytes": memory.allocated_peak_bytes,
@@ -141,7 +149,8 @@ def _host(chosen: Chosen) -> dict[str, Any]:
 
 def _time(chosen: Chosen) -> dict[str, Any]:
     run = chosen.run
-    assert run is not None, "a chosen plan is timed"
+    if run is None:
+        return unknown("hours", _NO_TIME)
     epoch = run.epoch_hours
     return {
         "step_s": run.step.step_s._asdict(),
@@ -153,6 +162,7 @@ def _time(chosen: Chosen) -> dict[str, Any]:
             {"name": line.name, "seconds": line.seconds._asdict(), "note": line.note}
             for line in run.lines
         ],
+        "assumptions": list(run.assumptions),
     }
 
 
@@ -161,7 +171,8 @@ def _cost(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
     if not place.offer.price_date and not place.usd_per_hour:
         return {"usd": _quantiles(0.0), "price_date": None, "usd_per_hour": 0.0, "spot": False}
     run = chosen.run
-    assert run is not None
+    if run is None:
+        return unknown("usd", _NO_TIME)
     rate = place.usd_per_hour
     return {
         "usd": {name: hours * rate for name, hours in run.hours._asdict().items()},
@@ -185,32 +196,83 @@ def plan_text(answer: PlanAnswer) -> Iterator[RenderableType]:
     plan, workload = answer.plan, answer.workload
     batch = "" if answer.global_batch is None else f", global batch {answer.global_batch:,}"
     yield (
-        f"{answer.source.name}, {workload.task} {workload.use}: {workload.examples:,} texts of"
-        f" {workload.max_length:,} tokens, {workload.epochs:,} epochs{batch}"
+        f"{answer.source.name}, {workload.task} {workload.use}:"
+        f" {plural(workload.examples or 0, 'text')} of {plural(workload.max_length, 'token')},"
+        f" {plural(workload.epochs, 'epoch')}{batch}"
     )
-    if answer.assumed:
-        yield from (f"assumed: {line}" for line in answer.assumed)
-    if not plan.met:
-        yield (
-            "no plan meets the limits; the nearest:"
-            if plan.chosen
-            else "no plan: nothing in this grid fits any of these machines"
-        )
+    yield from _verdict(plan)
     if plan.chosen:
         yield _table(answer)
         yield from _named(answer)
+        yield from _misfit(answer)
     yield from _scaling(answer)
-    yield "left out:"
+    yield from (f"note: {line}" for line in _of_named(answer))
+    yield from (f"assumed: {line}" for line in dict.fromkeys(_assumed(answer)))
+    yield from _rejected(plan)
+    yield from _prices(answer)
+
+
+def _verdict(plan: Plan) -> Iterator[str]:
+    if plan.met:
+        return
+    if not plan.chosen:
+        why = plan.notes or ("no way to run it has a memory that can be told",)
+        yield f"no plan: {'; '.join(why)}"
+    elif plan.chosen[0].confirmed.fits:
+        yield "no plan meets the limits; the nearest:"
+    else:
+        yield "no plan: it fits none of these machines; the nearest:"
+
+
+def _misfit(answer: PlanAnswer) -> Iterator[RenderableType]:
+    """Where nothing fits: the nearest as `estimate` tells it, and what would help most."""
+    nearest = answer.plan.chosen[0]
+    estimate = nearest.confirmed.estimate
+    if nearest.confirmed.fits or estimate is None:
+        return
+    kept = _kept_bytes(nearest)
+    shown = Answer(estimate=estimate, requested_headroom_bytes=kept, edits=answer.plan.edits)
+    yield headline(shown)
+    yield host_line(estimate)
+    if estimate.fit.of_card == "does_not_fit":
+        yield from what_would_fit(shown)
+
+
+def _assumed(answer: PlanAnswer) -> Iterator[str]:
+    """What the question left open, then what the hours of named plans take for granted."""
+    yield from answer.assumed
+    for chosen in _with_a_name(answer):
+        yield from () if chosen.run is None else chosen.run.assumptions
+    if any(point.nodes > 1 for point in answer.plan.scaling):
+        yield _NETWORK
+
+
+def _of_named(answer: PlanAnswer) -> Iterator[str]:
+    """What is to be known of named plans before they are launched."""
+    if any(one.candidate.strategy.parallel in _ZEROS for one in _with_a_name(answer)):
+        yield "`rigsize train` does not run ZeRO: `rigsize emit` writes the files for DeepSpeed"
+
+
+_NETWORK = "100 Gbit/s between nodes"
+"""As the time model says it of a plan of several nodes."""
+_ZEROS = ("zero1", "zero2", "zero3")
+
+
+def _with_a_name(answer: PlanAnswer) -> list[Chosen]:
+    return [one for one in answer.plan.chosen if one.labels != ("front",)]
+
+
+def _rejected(plan: Plan) -> Iterator[str]:
+    if plan.rejected:
+        yield "left out:"
     for one in plan.rejected:
-        yield f"  {one.count:,} {one.of}: {one.reason}"
+        yield f"  {plural(one.count, one.of.removesuffix('s'))}: {one.reason}"
     searched = plan.searched
     yield (
-        f"searched {searched.candidates:,} candidates by {searched.bounds:,} bounds,"
-        f" {searched.evaluations:,} step times and {searched.replays:,} replays"
-        f" in {searched.seconds:.1f} s"
+        f"searched {plural(searched.candidates, 'candidate')} by"
+        f" {plural(searched.bounds, 'bound')}, {plural(searched.evaluations, 'step time')} and"
+        f" {plural(searched.replays, 'replay')} in {searched.seconds:.1f} s"
     )
-    yield from plan.notes
-    yield from _prices(answer)
 
 
 def _table(answer: PlanAnswer) -> RenderableType:
@@ -226,37 +288,54 @@ def _table(answer: PlanAnswer) -> RenderableType:
 
 
 def _row(chosen: Chosen) -> tuple[str, ...]:
-    candidate, estimate = chosen.candidate, chosen.confirmed.estimate
-    peak = None if estimate is None else estimate.memory.device_peak_bytes
+    candidate = chosen.candidate
     label = " ".join(name for name in chosen.labels if name != "front")
     return (
         label,
         describe_place(candidate.place),
         describe_way(candidate.way) + (" *" if candidate.way.label else ""),
         f"{candidate.micro_batch} x {candidate.accumulation}",
-        "fits" if peak is None else f"{peak / 2**30:.1f}",
+        _gib(chosen.confirmed),
         _hours(chosen.score.hours),
-        f"{chosen.score.usd:,.2f}",
+        _usd(chosen.score.usd),
     )
 
 
+def _gib(confirmed: Confirmation) -> str:
+    """`23.4`, or `<= 23.4` where the replay was another's, of no less memory."""
+    if confirmed.estimate is not None:
+        memory = confirmed.estimate.memory
+        peak = memory.device_peak_bytes
+        peak = memory.allocated_peak_bytes if peak is None else peak
+        return f"{peak / GIB:,.1f}"
+    most = confirmed.at_most_bytes
+    return "unknown" if most is None else f"<= {most / GIB:,.1f}"
+
+
+def _usd(usd: float) -> str:
+    """A dash for one's own machines, which have no price."""
+    if usd == inf:
+        return "unknown"
+    return format_usd(usd) if usd else "-"
+
+
 def _hours(hours: float) -> str:
+    if hours == inf:
+        return "unknown"
     return f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.3f}"
 
 
 def _named(answer: PlanAnswer) -> Iterator[str]:
     """Interval, what binds, and the command of each plan that has a name."""
-    for chosen in answer.plan.chosen:
+    for chosen in _with_a_name(answer):
         names = [name for name in chosen.labels if name != "front"]
         run = chosen.run
-        if not names or run is None:
-            continue
-        p10, _, p90 = run.hours
+        hours = "hours unknown"
+        if run is not None:
+            p10, _, p90 = run.hours
+            hours = f"{_hours(p10)} to {_hours(p90)} hours, bound by {bound_in_words(run)}"
         estimate = chosen.confirmed.estimate
-        yield (
-            f"{', '.join(names)}: {_hours(p10)} to {_hours(p90)} hours, bound by {run.bound_by};"
-            f" global batch {chosen.candidate.global_batch:,}"
-        )
+        yield f"{', '.join(names)}: {hours}; global batch {chosen.candidate.global_batch:,}"
         if chosen.candidate.way.label:
             yield f"  * {chosen.candidate.way.label}"
         if estimate is not None:
@@ -282,11 +361,11 @@ def _scaling(answer: PlanAnswer) -> Iterator[RenderableType]:
             point.how,
             point.batch,
             _hours(point.hours),
-            f"{point.usd:,.2f}",
+            _usd(point.usd),
             f"{point.efficiency:.0%}",
             point.bound_by,
         )
-    yield f"scaling of {points[0].machine}, efficiency against the fewest nodes that it fits:"
+    yield f"scaling of {points[0].machine}, efficiency against the fewest GPUs that it fits:"
     yield made
     yield answer.plan.scaling_breaks
 
@@ -295,7 +374,7 @@ def _prices(answer: PlanAnswer) -> Iterator[str]:
     """Where the prices come from and how old they are."""
     offers = {id(c.candidate.place.offer): c.candidate.place.offer for c in answer.plan.chosen}
     sources: Mapping[str, None] = dict.fromkeys(
-        f"{offer.provider} {offer.price_date or 'undated'}"
+        f"{offer.provider} {offer.price_date or 'undated'} ({offer.source})"
         for offer in offers.values()
         if offer.usd_per_hour(answer.limits.spot)
     )
@@ -304,4 +383,5 @@ def _prices(answer: PlanAnswer) -> Iterator[str]:
         yield f"prices {kind}, as of: {', '.join(sources)}"
     stale = [o for o in offers.values() if o.usd_per_hour() and o.is_stale(answer.today)]
     if stale:
-        yield f"! warning: {len(stale)} of these prices are old: `rigsize offers refresh`"
+        are = "is" if len(stale) == 1 else "are"
+        yield f"! warning: {plural(len(stale), 'price')} {are} old: `rigsize offers refresh`"

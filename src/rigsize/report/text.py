@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rigsize.estimate import Estimate
     from rigsize.program.mesh import Mesh
 
-__all__ = ["estimate_text"]
+__all__ = ["estimate_text", "headline", "what_would_fit"]
 
 _WORDS = {
     "fits": "fits",
@@ -53,7 +53,7 @@ def estimate_text(answer: Answer) -> Iterator[RenderableType]:
     yield _parameters(answer)
     yield from time_text(answer.timed)
     if answer.estimate.fit.of_card == "does_not_fit":
-        yield from _what_would_fit(answer)
+        yield from what_would_fit(answer)
     yield from _lines("note", [*answer.notes, *answer.estimate.notes])
     of_time = answer.timed.assumptions
     yield from _lines("assumed", [*answer.assumed, *answer.estimate.assumptions, *of_time])
@@ -274,7 +274,8 @@ def _parameters(answer: Answer) -> str:
     return f"{line}\n  checkpoint: {known}{note}"
 
 
-def _what_would_fit(answer: Answer) -> Iterator[RenderableType]:
+def what_would_fit(answer: Answer) -> Iterator[RenderableType]:
+    """Changes that make it fit its card, else those that save most, else why there are none."""
     if not answer.edits:
         yield f"\n{_why_nothing_helps(answer)}\n"
         return

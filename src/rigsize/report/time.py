@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rigsize.units import format_count, format_duration
+from rigsize.units import format_count, format_duration, format_usd
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -88,12 +88,7 @@ def _between(value: Quantiles) -> str:
 
 
 def _usd(value: Quantiles) -> str:
-    return f"{_amount(value.p50)} ({_amount(value.p10)} to {_amount(value.p90)})"
-
-
-def _amount(usd: float) -> str:
-    """Cents, and below one dollar two figures."""
-    return f"{usd:,.2f}" if usd >= 1 or not usd else f"{usd:.2g}"
+    return f"{format_usd(value.p50)} ({format_usd(value.p10)} to {format_usd(value.p90)})"
 
 
 def _step(run: RunTime) -> str:
@@ -155,13 +150,13 @@ def _lines(timed: Timed) -> RenderableType:
         *("of the run", "time", "p10 to p90", *money, "basis", "note"),
         right=("time", "p10 to p90", "USD"),
     )
-    prices = [_amount(line.usd.p50) for line in cost.lines] if cost is not None else []
+    prices = [format_usd(line.usd.p50) for line in cost.lines] if cost is not None else []
     for number, line in enumerate(run.lines):
         made.add_row(
             line.name, *_span(line.seconds), *prices[number : number + 1], line.basis, line.note
         )
     made.add_section()
-    whole = [_amount(cost.usd.p50)] if cost is not None else []
+    whole = [format_usd(cost.usd.p50)] if cost is not None else []
     made.add_row("run", *_span(run.total_s), *whole, "", "")
     return made
 
@@ -212,7 +207,7 @@ def _money(timed: Timed) -> Iterator[str]:
 def _other(cost: Cost) -> str:
     if cost.other_usd is None or not cost.lines:
         return ""
-    return f"; {_amount(cost.other_usd)} USD {'on demand' if cost.spot else 'spot'}"
+    return f"; {format_usd(cost.other_usd)} USD {'on demand' if cost.spot else 'spot'}"
 
 
 def per_million(timed: Timed) -> dict[str, Quantiles]:
