@@ -40,7 +40,7 @@ _ABOUT = {
     "gpus": "The cards that --gpus takes, one with its sources, or those of this machine.",
     "offers": "What machines cost to rent, cheapest first, each price with its date.",
     "records": "What was measured here: list, show, export.",
-    "calibrate": "Measure this machine once, in two minutes: times use it from then on.",
+    "calibrate": "Measure this machine once, in two minutes: times of its GPU use it.",
     "emit": "The files that launch it: torchrun, accelerate, DeepSpeed, SLURM, our own.",
 }
 _HELP = """What GPU memory a language-model run will really take.

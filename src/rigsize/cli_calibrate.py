@@ -1,4 +1,4 @@
-"""`rigsize calibrate`: the machine at hand, measured once and used from then on."""
+"""`rigsize calibrate`: the machine at hand, measured once; times of its GPU use it."""
 
 from __future__ import annotations
 

@@ -60,6 +60,8 @@ def calibration_lines(record: Record) -> Iterator[str]:
             f"{len(noisy)} of {len(part.samples)} samples vary by {NOISY:.0%} or more between"
             " repetitions: calibrate again on a machine that does nothing else"
         )
+    if part.accelerator == "cpu":
+        yield "no prediction uses it: times are of GPUs, which have hosts of their own"
     for what, why in part.unmeasured.items():
         yield f"not measured: {what}: {why}"
 
