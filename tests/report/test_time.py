@@ -80,7 +80,12 @@ def test_buying(capsys: pytest.CaptureFixture[str]) -> None:
     bought = break_even(found, cost(found, offer(), ONE, TODAY), ONE, 2_000.0, 0.0)
     text = printed(time_text(timed(found, bought=bought)), capsys)
     assert "buying for 2,000 USD: cheaper after 1,000 hours of use" in text
-    assert cost_document(timed(found, bought=bought))["break_even"]["hours"] == 1000.0
+    document = cost_document(timed(found, bought=bought))["break_even"]
+    assert document["hours"] == 1000.0
+    assert document["runs"] == pytest.approx(1000 / found.hours.p50)
+    unknown = replace(bought, runs=None)
+    document = cost_document(timed(found, bought=unknown))["break_even"]
+    assert document["runs_unknown_reason"].startswith("no number of texts")
 
 
 def test_a_million_of_inference(capsys: pytest.CaptureFixture[str]) -> None:

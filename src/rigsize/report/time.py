@@ -361,6 +361,9 @@ def _bought_document(bought: BreakEven | None) -> dict[str, Any]:
     hours: dict[str, Any] = {"hours": bought.hours}
     if bought.hours is None:
         hours |= {"hours_unknown_reason": why}
+    hours |= {"runs": bought.runs}
+    if bought.runs is None:
+        hours |= {"runs_unknown_reason": why if bought.hours is None else NO_EXAMPLES}
     return {
         "break_even": {
             "own_usd": bought.own_usd,
