@@ -7,7 +7,8 @@ from typing import Generic, Literal, TypeVar, get_args
 
 __all__ = ["BASES", "Basis", "Sourced"]
 
-Basis = Literal["traced", "measured", "datasheet", "published", "derived", "assumed"]
+Basis = Literal["traced", "measured", "datasheet", "published", "derived", "fitted", "assumed"]
+"""`fitted`: tuned on published or measured runs, which prove nothing of what it predicts."""
 BASES: tuple[str, ...] = get_args(Basis)
 
 T = TypeVar("T")

@@ -56,3 +56,12 @@ def test_shares_and_nothing_to_do() -> None:
     assert collective(A100, "all_reduce", 0, 8).seconds == 0
     with pytest.raises(UnsupportedCombination, match="not the same number"):
         collective(A100, "all_reduce", 1, 9, nodes=2)
+
+
+def test_a_table_of_a_broken_node_says_so() -> None:
+    # Eight L40S exchange 1.4 GB/s over links of 32; two reach 20.
+    card = find_accelerator("L40S")
+    for ranks, broken in ((2, False), (4, False), (6, True), (8, True)):
+        note = collective(card, "all_reduce", 1 << 28, ranks).note
+        assert ("broken topology" in note) == broken
+    assert not collective(find_accelerator("RTX-PRO-6000-BSE"), "all_reduce", 1 << 28, 8).note

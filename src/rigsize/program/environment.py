@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TORCH_VERSION = (2, 13)
 CUDNN_VERSION = (9, 20, 0)
-"""Bundled with torch 2.13.0+cu130 (knowledge: transformers PR #48163)."""
+"""Bundled with torch 2.13.0+cu130 (see huggingface/transformers PR 48163)."""
 _DEFAULT_SM = (108, 2048)
 """An A100's, where a row does not know its own; it only limits the staging of large sums."""
 ROCM_STANDS_FOR = (8, 0)

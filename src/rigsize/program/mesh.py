@@ -96,5 +96,5 @@ def _check_one_machine(cluster: Cluster) -> None:
 
 
 def accumulation_for(global_batch: int, micro_batch: int, ranks: int = 1) -> int:
-    """`ceil(global / (micro x ranks))`; the batch really run may be larger (design: Strategy)."""
+    """`ceil(global / (micro x ranks))`; the batch really run may be larger."""
     return -(-global_batch // (micro_batch * ranks))

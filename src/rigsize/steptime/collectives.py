@@ -34,10 +34,14 @@ _START_S = 6e-6
 _START_A_DOUBLING_S = 5e-6
 # Large messages reach about .72 of the datasheet's NVLink rate on A100 and H100 nodes.
 _LINK_SHARE = 0.72
-# Ranks on PCIe share root ports: an L40S node reaches 20 GB/s with two ranks of 32 GB/s links,
-# an RTX PRO 6000 node 39 of 64, less with more ranks.
+# Ranks on PCIe share root ports: an L40S node's all-reduce reaches 20 GB/s with two ranks of
+# 32 GB/s links, an RTX PRO 6000 node's 39 of 64, and 25 to 26 with four and eight. The L40S node
+# is not followed beyond two: 5 GB/s with four, 1.4 with eight.
 _PCIE_PAIR_SHARE = 0.6
 _PCIE_MANY_SHARE = 0.35
+_BROKEN_SHARE = 0.1
+"""Of the links' rate: a table below it looks like the topology of the one node it was taken on."""
+_BROKEN = "the collectives' table looks like one node's broken topology: others may be faster"
 
 
 @lru_cache(maxsize=8192)
@@ -81,9 +85,10 @@ def _in_node(gpu: Accelerator, op: Collective, total_bytes: int, ranks: int) -> 
     by_ranks = tables.collectives.get(op, {}) if tables else {}
     if ranks in by_ranks:
         seconds = _interpolated(by_ranks[ranks], total_bytes)
-        return KernelTime(seconds=seconds, sigma=_SIGMA_TABLE, basis="measured")
+        note = _BROKEN if _looks_broken(gpu, op, by_ranks[ranks], ranks) else ""
+        return KernelTime(seconds=seconds, sigma=_SIGMA_TABLE, basis="measured", note=note)
     if by_ranks and min(by_ranks) < ranks < max(by_ranks):
-        return _between_counts(by_ranks, op, total_bytes, ranks)
+        return _between_counts(gpu, by_ranks, op, total_bytes, ranks)
     return _by_links(gpu, op, total_bytes, ranks)
 
 
@@ -99,7 +104,17 @@ def _interpolated(points: tuple[tuple[float, float], ...], total_bytes: float) -
     return float(y0 * (y1 / y0) ** share)
 
 
+def _looks_broken(
+    gpu: Accelerator, op: Collective, points: tuple[tuple[float, float], ...], ranks: int
+) -> bool:
+    """Whether its largest message travels at next to nothing of what the card's links carry."""
+    largest_bytes, seconds = points[-1]
+    links = max(gpu.link_bytes_per_s or 0.0, gpu.pcie_bytes_per_s or 0.0)
+    return largest_bytes * sent_share(op, ranks) / seconds < _BROKEN_SHARE * links
+
+
 def _between_counts(
+    gpu: Accelerator,
     by_ranks: Mapping[int, tuple[tuple[float, float], ...]],
     op: Collective,
     total_bytes: int,
@@ -113,7 +128,8 @@ def _between_counts(
         _interpolated(by_ranks[count], total_bytes) / sent_share(op, count) for count in (low, high)
     )
     seconds = a ** (1 - share) * b**share * sent_share(op, ranks)
-    return KernelTime(seconds=seconds, sigma=1.5 * _SIGMA_TABLE, basis="derived")
+    note = _BROKEN if _looks_broken(gpu, op, by_ranks[high], high) else ""
+    return KernelTime(seconds=seconds, sigma=1.5 * _SIGMA_TABLE, basis="derived", note=note)
 
 
 def _by_links(gpu: Accelerator, op: Collective, total_bytes: int, ranks: int) -> KernelTime:

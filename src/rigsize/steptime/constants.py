@@ -10,6 +10,8 @@ from typing import NamedTuple
 from rigsize.provenance import Basis, Sourced
 
 __all__ = [
+    "ADAFACTOR_KERNELS",
+    "ADAMW_KERNELS",
     "ATTENTION_BACKWARD",
     "COMPILED_LAUNCHES",
     "COMPILED_TRAFFIC",
@@ -17,14 +19,18 @@ __all__ = [
     "CPU_ADAM_LOOP_S_PER_PARAM",
     "CPU_ADAM_S_PER_PARAM",
     "DISPATCH_S",
+    "FOREACH_PASSES",
     "KERNEL_LAUNCH_S",
+    "LOOP_PASSES",
     "LOW_POWER_SHARE",
     "MISALIGNED",
+    "MOMENTUM_KERNELS",
+    "MOMENTUM_PASSES",
     "NETWORK_BYTES_PER_S",
     "NETWORK_HOP_S",
-    "OPTIMIZER_BYTES_PER_PARAM",
     "OVERLAP_COST",
     "PCIE_SHARE",
+    "RMSPROP_KERNELS",
     "ROCM_MATMUL_SHARE",
     "Span",
 ]
@@ -86,14 +92,14 @@ CPU_ADAM_S_PER_PARAM = _span(
     0.6e-9,
     "DeepSpeed's CPUAdam, .22 to .26 s for 1e9 parameters with a whole socket (ZeRO-Offload,"
     " recalled); all ranks of a node share its memory",
-    "published",
+    "assumed",
 )
 CPU_ADAM_LOOP_S_PER_PARAM = _span(
     0.8e-9,
     1.4e-9,
     3.0e-9,
     "torch.optim.AdamW on the CPU, about 1.4 s for 1e9 parameters (ZeRO-Offload, recalled)",
-    "published",
+    "assumed",
 )
 CPU_ADAM_BYTES_PER_PARAM = 28
 """What the host's AdamW moves for a parameter in fp32: other work of the host's memory is priced
@@ -138,7 +144,7 @@ NETWORK_HOP_S = _span(
     "assumed",
 )
 _HOST = (
-    "fitted (a common factor of 2 on 2.5 us an operator and 6 us a launch) on transformers' greedy"
+    "a common factor of 2 on 2.5 us an operator and 6 us a launch, on transformers' greedy"
     " decoding of Qwen2.5 0.5B, 1.5B and 3B on an A100, 12 published rows between 21 and 32 ms a"
     " token, which prove nothing therefore; published range 5 to 25 us an operator in eager mode"
 )
@@ -147,25 +153,26 @@ DISPATCH_S = _span(
     5e-6,
     10e-6,
     f"host time of one dispatched operator beside its launches; {_HOST}",
-    "derived",
+    "fitted",
 )
 KERNEL_LAUNCH_S = _span(
     4e-6,
     12e-6,
     24e-6,
     f"host time of one kernel launch in eager mode; {_HOST}",
-    "derived",
+    "fitted",
 )
 
-# Bytes moved for each trainable parameter by an optimizer step over fp32 states: AdamW reads the
-# weight, the gradient and two states and writes three; foreach stores and re-reads intermediates
-# between its passes; the loop does the same, one launch a pass and tensor.
-OPTIMIZER_BYTES_PER_PARAM: dict[str, Sourced[Span]] = {
-    "adamw-fused": _span(28, 28, 28, "4 reads and 3 writes of fp32", "derived"),
-    "adamw-foreach": _span(48, 56, 84, "about twice the fused traffic", "assumed"),
-    "adamw-loop": _span(56, 84, 112, "about three times the fused traffic", "assumed"),
-    "sgd": _span(12, 12, 20, "2 reads and 1 write of fp32, no momentum", "derived"),
-    "accumulate": _span(12, 12, 12, "2 reads and 1 write of fp32", "derived"),
-    "unscale-clip": _span(8, 8, 16, "1 read and 1 write of fp32 gradients", "derived"),
-    "autocast-cast": _span(6, 6, 6, "fp32 read, 16-bit written", "derived"),
-}
+# Traffic of an optimizer step against one fused pass over weight, gradient and states; foreach
+# stores and reads again between its multi-tensor calls, the loop likewise, a tensor at a time.
+FOREACH_PASSES = _span(1.7, 2.0, 3.0, "about twice the fused traffic", "assumed")
+LOOP_PASSES = _span(2.0, 3.0, 4.0, "about three times the fused traffic", "assumed")
+MOMENTUM_PASSES = _span(
+    1.0, 1.4, 2.0, "foreach SGD reads and writes the momentum between two calls", "assumed"
+)
+# Launches of a step, estimated from torch's Python code, not measured: multi-tensor calls where
+# tensors go together, kernels of each tensor where they do not.
+ADAMW_KERNELS = _span(10, 12, 14, "torch's AdamW, foreach or loop", "assumed")
+RMSPROP_KERNELS = _span(5, 6, 8, "torch's foreach RMSprop", "assumed")
+MOMENTUM_KERNELS = _span(2, 3, 4, "torch's foreach SGD with momentum and weight decay", "assumed")
+ADAFACTOR_KERNELS = _span(12, 15, 20, "Adafactor of torch and of transformers", "assumed")

@@ -58,7 +58,7 @@ _SHORT = {
     "int8": "int8",
 }
 # One measurement of the same kernel on this machine leaves this much: two collections of the same
-# shape on the same GPU model differ by .7 to 3.5 % in the median (time-model notes).
+# shape on the same GPU model differ by .7 to 3.5 % in the median (ai-dynamo/aiconfigurator's).
 _SIGMA_CALIBRATED = 0.04
 _BYTES_4BIT = 0.5
 # The tables hold the layout of a forward pass; nobody measured the two of a backward pass, so what

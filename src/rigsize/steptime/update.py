@@ -1,7 +1,7 @@
 """The optimizer step: clipping, the update and what travels for it, as rows of a schedule.
 
 Bytes follow the states' real sizes (`program.optimizer_sizes`); how often an implementation goes
-over them is `constants.OPTIMIZER_BYTES_PER_PARAM`, AdamW's fused step being one pass.
+over them is assumed in `constants`, AdamW's fused step being one pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from rigsize.program.optimizer_sizes import paged_sizes, state_bytes
 from rigsize.program.work import Work
 from rigsize.spec import Strategy
 from rigsize.spec.zero import ZEROS
-from rigsize.steptime.constants import OPTIMIZER_BYTES_PER_PARAM
+from rigsize.steptime.constants import (
+    ADAFACTOR_KERNELS,
+    ADAMW_KERNELS,
+    FOREACH_PASSES,
+    LOOP_PASSES,
+    MOMENTUM_KERNELS,
+    MOMENTUM_PASSES,
+    RMSPROP_KERNELS,
+)
 from rigsize.steptime.links import Links
 from rigsize.steptime.prices import OPTIMIZER, Pricer
 from rigsize.steptime.rows import Row
@@ -33,9 +41,7 @@ _SIDE = 1024
 _CHUNK_NUMEL = 320 * 65536
 _CHUNK_TENSORS = 110
 """What one launch of a multi-tensor kernel takes (ATen/native/cuda/MultiTensorApply.cuh)."""
-_FUSED = OPTIMIZER_BYTES_PER_PARAM["adamw-fused"].value.mid
-_FOREACH = OPTIMIZER_BYTES_PER_PARAM["adamw-foreach"].value.mid / _FUSED
-_LOOP = OPTIMIZER_BYTES_PER_PARAM["adamw-loop"].value.mid / _FUSED
+_FOREACH, _LOOP = FOREACH_PASSES.value.mid, LOOP_PASSES.value.mid
 
 
 class _Way(NamedTuple):
@@ -49,17 +55,20 @@ class _Way(NamedTuple):
     """Each tensor alone."""
 
 
-# torch's foreach AdamW is about 12 multi-tensor calls, the loop as many kernels a tensor.
+_ADAMW, _RMSPROP, _MOMENTUM, _ADAFACTOR = (
+    round(kernels.value.mid)
+    for kernels in (ADAMW_KERNELS, RMSPROP_KERNELS, MOMENTUM_KERNELS, ADAFACTOR_KERNELS)
+)
 _WAYS: dict[str, _Way] = {
-    "adamw-foreach": _Way(_FOREACH, 12, False),
+    "adamw-foreach": _Way(_FOREACH, _ADAMW, False),
     "adamw-fused": _Way(1.0, 1, False),
-    "adamw-loop": _Way(_LOOP, 12, True),
-    "rmsprop": _Way(_FOREACH, 6, False),
+    "adamw-loop": _Way(_LOOP, _ADAMW, True),
+    "rmsprop": _Way(_FOREACH, _RMSPROP, False),
     "sgd": _Way(1.0, 1, False),
-    "sgd-momentum": _Way(1.4, 3, False),
-    "adafactor-foreach": _Way(_LOOP, 15, False),
-    "adafactor": _Way(_LOOP, 15, True),
-    "adafactor-hf": _Way(_LOOP, 15, True),
+    "sgd-momentum": _Way(MOMENTUM_PASSES.value.mid, _MOMENTUM, False),
+    "adafactor-foreach": _Way(_LOOP, _ADAFACTOR, False),
+    "adafactor": _Way(_LOOP, _ADAFACTOR, True),
+    "adafactor-hf": _Way(_LOOP, _ADAFACTOR, True),
     "adamw-8bit-torchao": _Way(1.0, 1, True),
     "adamw-4bit": _Way(1.0, 1, True),
     "adamw-fp8": _Way(1.0, 1, True),
