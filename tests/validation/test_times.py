@@ -1,10 +1,13 @@
 """How rows of the published table become questions, on rows made up here."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
-from validation.check_times import predict, report
+from validation.check_times import Judged, judge, known_misses, predict, report
 from validation.times_rows import LeftOut, question_of
+
+from rigsize.steptime.step import Quantiles, StepTime
 
 BERT = {
     "id": "made-up",
@@ -45,6 +48,47 @@ def test_a_row_becomes_a_question() -> None:
 def test_what_is_no_question_says_why(change: dict[str, str], why: str) -> None:
     with pytest.raises(LeftOut, match=why):
         question_of(BERT | change)
+
+
+def judged(seconds: float, name: str = BERT["slice"]) -> Judged:
+    """A row of 0.8 s, predicted as so much, with a tenth to both sides."""
+    answer = StepTime(
+        step_s=Quantiles(0.9 * seconds, seconds, 1.1 * seconds),
+        micro_s=seconds,
+        update_s=0.0,
+        parts=(),
+        bound_by="compute",
+        widest="the GPU",
+        flops=1,
+        mfu=None,
+        assumptions=(),
+    )
+    question = question_of(BERT)
+    return Judged(question=replace(question, row={**question.row, "slice": name}), answer=answer)
+
+
+def test_a_missed_target_fails_unless_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    # Four of five hold: 80 %. Then none does, and all are twice as long.
+    met = [*(judged(0.8) for _ in range(4)), judged(0.95)]
+    assert judge(met, frozenset()) == 0
+    missed = [judged(1.6)] * 5
+    assert judge(missed, frozenset()) == 1
+    assert "missed: Cards with kernel tables, median error: 100.0 %" in capsys.readouterr().out
+    names = ["Cards with kernel tables, median error", "Cards with kernel tables, intervals"]
+    assert judge(missed, frozenset(names[:1])) == 1
+    assert judge(missed, frozenset(names)) == 0
+    assert "known miss: Cards with kernel tables, intervals: 0 %" in capsys.readouterr().out
+
+
+def test_known_misses_are_those_of_the_list() -> None:
+    text = "## Old\n- no: one\n\n## Known misses\n\nAll:\n\n- A, b: why\n- C: why\n\n## D\n- e: f"
+    assert known_misses(text) == {"A, b", "C"}
+
+
+def test_a_slice_that_was_fitted_says_that_it_proves_nothing() -> None:
+    lines = report([judged(0.8, "qwen2.5-inference-hf"), judged(0.8)], Counter())
+    assert "## qwen2.5-inference-hf (fitted: proves nothing)" in lines
+    assert "## dle-bert-pretrain-a100 (proof)" in lines
 
 
 @pytest.mark.slow
