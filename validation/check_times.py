@@ -137,9 +137,9 @@ def in_their_day(found: Sequence[Judged]) -> list[Judged]:
 AFTER_SEEING = (
     "Two changes of the model were made after rows that prove were seen: the reach of the L2 cache",
     "for memory-bound operators (peft-metamath-l40s, 19.4 % before), and the price of products of",
-    "4-bit weights (torchtune-ablation). No constant was tuned on these slices; they prove less for",
-    "it. neusight-train is of the publisher whose kernel times the constants of fp32 products and",
-    "of memory-bound operators are fitted on: other rows, the same cards and the same clock.",
+    "4-bit weights (torchtune-ablation). No constant was tuned on these slices; they prove less",
+    "for it. neusight-train is of the publisher whose kernel times the constants of fp32 products",
+    "and of memory-bound operators are fitted on: other rows, the same cards and the same clock.",
 )
 HEAD = (
     "| row | model, how | batch x length x accumulation | on | published s | predicted s | error"
