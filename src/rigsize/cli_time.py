@@ -12,7 +12,7 @@ from rigsize.cli_common import say
 from rigsize.cli_job import Job
 from rigsize.cli_settings import Settings, number
 from rigsize.errors import SizingError, SpecError
-from rigsize.report.time import NOT_ASKED, Timed
+from rigsize.report.timed import NOT_ASKED, Timed
 from rigsize.run.folders import has_calibrations
 from rigsize.spec import Cluster
 from rigsize.spec.checks import share

@@ -18,7 +18,9 @@ from rigsize.report.answer import Answer
 from rigsize.report.console import write
 from rigsize.report.document import estimate_document
 from rigsize.report.text import estimate_text
-from rigsize.report.time import Timed, cost_document, time_document, time_text
+from rigsize.report.time import time_text
+from rigsize.report.time_document import cost_document, time_document
+from rigsize.report.timed import Timed
 from rigsize.steptime.rates import rates_of_passes
 from rigsize.steptime.run_lines import RunTime
 from rigsize.steptime.step import Part

@@ -28,7 +28,7 @@ from rigsize.trace.model import load_config
 from rigsize.trace.profile import pack, unpack
 from rigsize.trace.recorder import RawTrace
 from rigsize.trace.session import Session
-from rigsize.trace.work import Call, Cost, costs_of
+from rigsize.trace.work_costs import Call, Cost, costs_of
 
 aten = torch.ops.aten
 HERE = Call("meta")

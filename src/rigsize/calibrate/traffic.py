@@ -1,6 +1,6 @@
 """Operators that only move bytes, one of each class, and the optimizer's step.
 
-Bytes are counted as `trace.work` counts them: every operand that is read or written, of a table
+Bytes are counted as `trace.work_costs` counts them: every operand that is read or written, of a table
 the rows that are looked up.
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rigsize.estimate import Estimate
-from rigsize.report.time import NOT_TIMED, Timed
+from rigsize.report.timed import NOT_TIMED, Timed
 from rigsize.spec import Cluster, Strategy, Workload
 
 if TYPE_CHECKING:

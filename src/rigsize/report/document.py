@@ -16,7 +16,7 @@ from rigsize.report.answer import (
     trained_bytes_per_parameter,
 )
 from rigsize.report.host import host_document
-from rigsize.report.time import cost_document, time_document
+from rigsize.report.time_document import cost_document, time_document
 
 if TYPE_CHECKING:
     from rigsize.errors import SizingError

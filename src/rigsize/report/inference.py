@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rigsize.report.document import unknown
-from rigsize.report.time import quantiles
+from rigsize.report.time_document import quantiles
 from rigsize.units import GIB
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rigsize.report.document import NOT_YET, unknown
-from rigsize.report.time import quantiles
+from rigsize.report.time_document import quantiles
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
