@@ -1,7 +1,7 @@
 """Operators that only move bytes, one of each class, and the optimizer's step.
 
-Bytes are counted as `trace.work_costs` counts them: every operand that is read or written, of a table
-the rows that are looked up.
+Bytes are counted as `trace.work_costs` counts them: every operand that is read or written, of a
+table the rows that are looked up.
 """
 
 from __future__ import annotations
