@@ -141,7 +141,7 @@ AFTER_SEEING = (
     "for it. neusight-train is of the publisher whose kernel times the constants of fp32 products",
     "and of memory-bound operators are fitted on: other rows, the same cards and the same clock.",
     "After a review the spread of cards without tables became 0.15 and what collectives over a",
-    "network take of compute 2 %, as their sources say; before, 67 % of the other cards' rows held.",
+    "network take of compute 2 %, as their sources say; before, 67 % of other cards' rows held.",
 )
 HEAD = (
     "| row | model, how | batch x length x accumulation | on | published s | predicted s | error"
