@@ -102,6 +102,10 @@ def test_own_machines_are_followed_over_their_gpus(ran: Ran) -> None:
     points = json.loads(out)["scaling"]
     assert [(point["gpus"], point["nodes"]) for point in points] == [(1, 1), (2, 1), (4, 2)]
     assert points[0]["efficiency"] == 1.0
+    assert points[0]["lost_to"] == ""
+    assert points[-1]["lost_to"]
+    for point in points:
+        assert 0 < point["steps_hours"] < point["hours"]
     code, out, _ = ran(*TEXTS, "--own", "L4:2x2", "--scaling")
     assert code == 0
     assert "from 1 nodes" not in out

@@ -10,7 +10,8 @@ from rigsize.plan.clock import PipelineClock
 from rigsize.plan.judge import PipelineJudge
 from rigsize.plan.records import Chosen, Limits, Place
 from rigsize.plan.search import Tally, front
-from rigsize.plan.words import bound_in_words, describe_place, describe_way
+from rigsize.plan.words import beside_in_words, bound_in_words, describe_place, describe_way
+from rigsize.steptime.run_lines import RunTime
 from rigsize.units import plural
 
 __all__ = ["ScalingPoint", "breaks_in_words", "scaling"]
@@ -34,6 +35,10 @@ class ScalingPoint:
     usd: float
     efficiency: float
     """GPU-hours of the fewest GPUs that it fits, over these."""
+    steps_hours: float
+    """Of its steps alone, without start-up, texts, evaluation and the like."""
+    lost_to: str
+    """What costs most of its efficiency; empty of the first."""
     bound_by: str
     """What its steps wait for, or what takes longest where they are the lesser part."""
 
@@ -56,6 +61,8 @@ def _point(chosen: Chosen, first: ScalingPoint | None, clock: PipelineClock) -> 
     candidate, score = chosen.candidate, chosen.score
     cluster = candidate.place.cluster
     one = first.hours * first.gpus if first else score.hours * cluster.devices
+    run = clock.run_time(candidate, draws=0)
+    steps_hours = run.lines[0].seconds.p50 / 3600
     return ScalingPoint(
         machine=describe_place(candidate.place) if first is None else first.machine,
         nodes=cluster.nodes,
@@ -65,8 +72,20 @@ def _point(chosen: Chosen, first: ScalingPoint | None, clock: PipelineClock) -> 
         hours=score.hours,
         usd=score.usd,
         efficiency=one / (score.hours * cluster.devices),
-        bound_by=bound_in_words(clock.run_time(candidate, draws=0)),
+        steps_hours=steps_hours,
+        lost_to=_lost_to(run, steps_hours, cluster.devices, first) if first else "",
+        bound_by=bound_in_words(run),
     )
+
+
+def _lost_to(run: RunTime, steps_hours: float, gpus: int, first: ScalingPoint) -> str:
+    """What takes more GPU-hours than on the fewest GPUs, the most of it."""
+    share = first.gpus / gpus
+    steps = steps_hours - first.steps_hours * share
+    beside = (run.hours.p50 - steps_hours) - (first.hours - first.steps_hours) * share
+    if beside > steps:
+        return beside_in_words(run)
+    return "smaller micro-batches" if run.bound_by == "compute" else run.bound_by
 
 
 def breaks_in_words(points: Sequence[ScalingPoint], global_batch: int | None) -> str:
@@ -77,8 +96,8 @@ def breaks_in_words(points: Sequence[ScalingPoint], global_batch: int | None) ->
     low = next((p for p in points if p.efficiency < HALF), None)
     if low is not None:
         parts.append(
-            f"from {plural(low.gpus, 'GPU')} on less than half of each is used, bound by"
-            f" {low.bound_by}"
+            f"from {plural(low.gpus, 'GPU')} on less than half of each is used,"
+            f" most of the rest lost to {low.lost_to}"
         )
     pairs = itertools.pairwise(points)
     flat = next(((a, b) for a, b in pairs if b.hours > NO_GAIN * a.hours), None)

@@ -16,10 +16,12 @@ from rigsize.steptime.run_lines import RunTime
 from rigsize.units import format_bytes, format_usd
 
 __all__ = [
+    "beside_in_words",
     "bound_in_words",
     "describe",
     "describe_place",
     "describe_way",
+    "hours_in_words",
     "misses_of",
     "nowhere_in_words",
     "rejected_of",
@@ -70,7 +72,15 @@ def _misses(score: Score, limits: Limits) -> Iterator[str]:
         over = format_usd(score.usd - limits.max_price_usd)
         yield f"{format_usd(score.usd)} USD, {over} over --max-price"
     if limits.max_hours is not None and score.hours > limits.max_hours:
-        yield f"{score.hours:,.2f} hours, {score.hours - limits.max_hours:,.2f} over --max-hours"
+        over = hours_in_words(score.hours - limits.max_hours)
+        yield f"{hours_in_words(score.hours)} hours, {over} over --max-hours"
+
+
+def hours_in_words(hours: float) -> str:
+    """Two places, of less than 6 minutes two figures."""
+    if hours == inf:
+        return "unknown"
+    return f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.2g}"
 
 
 _LINES = {
@@ -86,10 +96,14 @@ _LINES = {
 
 def bound_in_words(run: RunTime) -> str:
     """What its steps wait for, or what takes longest beside them where they are the lesser part."""
-    steps, *beside = run.lines
-    if steps.seconds.p50 > run.total_s.p50 / 2 or not beside:
-        return run.bound_by
-    longest = max(beside, key=lambda line: line.seconds.p50)
+    steps = run.lines[0].seconds.p50
+    return run.bound_by if steps > run.total_s.p50 / 2 else beside_in_words(run)
+
+
+def beside_in_words(run: RunTime) -> str:
+    """What takes longest beside its steps."""
+    beside = run.lines[1:]
+    longest = max(beside, key=lambda line: line.seconds.p50, default=run.lines[0])
     return _LINES.get(longest.name, longest.name)
 
 
@@ -110,12 +124,13 @@ def nowhere_in_words(
         others = sorted({offer.provider for offer in offers})
         offers = [offer for offer in offers if offer.provider == limits.provider]
         if not offers:
-            return f"{limits.provider} offers no {names}; {', '.join(others)} do"
+            offer = "offers it" if len(others) == 1 else "offer it"
+            return f"{limits.provider} offers no {names}; {', '.join(others)} {offer}"
     least = min((offer.devices for offer in offers if not offer.fractional), default=None)
     if least is None:
         return f"only slices of a GPU are offered of {names}, and none is planned on"
     if least > limits.max_gpus:
-        return f"the smallest such machine has {least} GPUs, more than --max-gpus"
+        return f"the smallest such machine has {least} GPUs, more than --max-gpus {limits.max_gpus}"
     wishes = [f"--region {limits.region}"] if limits.region is not None else []
     wishes += ["--spot"] if limits.spot else []
     return f"no machine meets all that was asked for{': ' if wishes else ''}{', '.join(wishes)}"
@@ -157,6 +172,6 @@ def _reason(kind: str, tally: Tally) -> str:
         return f"{_REASONS[kind]}; the nearest by less than a bound tells: {where}"
     amount = {
         "over_price": f"at {format_usd(missed)} USD or more",
-        "over_hours": f"with {missed:,.2f} hours or more",
+        "over_hours": f"with {hours_in_words(missed)} hours or more",
     }.get(kind, f"by {format_bytes(int(missed))} at least" if missed < inf else "")
     return f"{_REASONS[kind]}; the nearest {amount}: {where}"

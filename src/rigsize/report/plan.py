@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rigsize.models import ModelSource
 from rigsize.plan.records import Chosen, Confirmation, Limits, Plan
-from rigsize.plan.words import bound_in_words, describe_place, describe_way
+from rigsize.plan.words import bound_in_words, describe_place, describe_way, hours_in_words
 from rigsize.report.answer import Answer, command_for
 from rigsize.report.document import edit_document, unknown
 from rigsize.report.host import host_line
@@ -169,7 +169,8 @@ def _time(chosen: Chosen) -> dict[str, Any]:
 def _cost(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
     place = chosen.candidate.place
     if not place.offer.price_date and not place.usd_per_hour:
-        return {"usd": _quantiles(0.0), "price_date": None, "usd_per_hour": 0.0, "spot": False}
+        free = {"usd": _quantiles(0.0), "usd_per_hour": 0.0, "spot": False}
+        return free | unknown("price_date", "one's own machines have no price")
     run = chosen.run
     if run is None:
         return unknown("usd", _NO_TIME)
@@ -296,7 +297,7 @@ def _row(chosen: Chosen) -> tuple[str, ...]:
         describe_way(candidate.way) + (" *" if candidate.way.label else ""),
         f"{candidate.micro_batch} x {candidate.accumulation}",
         _gib(chosen.confirmed),
-        _hours(chosen.score.hours),
+        hours_in_words(chosen.score.hours),
         _usd(chosen.score.usd),
     )
 
@@ -319,12 +320,6 @@ def _usd(usd: float) -> str:
     return format_usd(usd) if usd else "-"
 
 
-def _hours(hours: float) -> str:
-    if hours == inf:
-        return "unknown"
-    return f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.3f}"
-
-
 def _named(answer: PlanAnswer) -> Iterator[str]:
     """Interval, what binds, and the command of each plan that has a name."""
     for chosen in _with_a_name(answer):
@@ -333,7 +328,8 @@ def _named(answer: PlanAnswer) -> Iterator[str]:
         hours = "hours unknown"
         if run is not None:
             p10, _, p90 = run.hours
-            hours = f"{_hours(p10)} to {_hours(p90)} hours, bound by {bound_in_words(run)}"
+            span = f"{hours_in_words(p10)} to {hours_in_words(p90)}"
+            hours = f"{span} hours, bound by {bound_in_words(run)}"
         estimate = chosen.confirmed.estimate
         yield f"{', '.join(names)}: {hours}; global batch {chosen.candidate.global_batch:,}"
         if chosen.candidate.way.label:
@@ -360,7 +356,7 @@ def _scaling(answer: PlanAnswer) -> Iterator[RenderableType]:
             str(point.gpus),
             point.how,
             point.batch,
-            _hours(point.hours),
+            hours_in_words(point.hours),
             _usd(point.usd),
             f"{point.efficiency:.0%}",
             point.bound_by,
