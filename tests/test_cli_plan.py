@@ -164,6 +164,13 @@ def test_there_is_no_machine(wishes: tuple[str, ...], why: str, ran: Ran) -> Non
     assert ran(*TEXTS, *wishes)[1].count("no plan: ") == 1
 
 
+def test_the_card_lacks_the_precision(ran: Ran) -> None:
+    code, out, _ = ran(*TEXTS, "--own", "T4:1")
+    assert code == 3
+    assert "no plan: no way to run it is left, for the reasons below" in out
+    assert "9 candidates: the card does not compute in the precision" in out
+
+
 def test_offers_above_max_gpus_are_counted(ran: Ran) -> None:
     code, out, _ = ran(*TEXTS, *L4, "--json")
     assert code == 0
@@ -225,6 +232,8 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
         ((*TEXTS, "--own", "L4:2", "--provider", "gcp"), "provider"),
         ((*TEXTS, "--own", "L4:2", "--spot"), "spot"),
         ((*TEXTS, "--own", "L4:2", "--max-price", "10"), "max-price"),
+        ((*TEXTS, "--own", "TPU-v4:4"), "own"),
+        ((*TEXTS, "--own", "cpu"), "own"),
     ],
 )
 def test_bad_input(given: tuple[str, ...], field: str, ran: Ran) -> None:

@@ -16,8 +16,9 @@ from rigsize.cli_job import Job as Parsed
 from rigsize.cli_job import parse_job
 from rigsize.cli_settings import Settings, number
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
-from rigsize.hardware import parse_gpus
+from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.hardware.offers import Catalogue, Offer, load_catalogue
+from rigsize.hardware.targets import target_of
 from rigsize.spec.checks import integer
 from rigsize.units import parse_bytes
 
@@ -267,6 +268,7 @@ def _own(settings: Settings) -> Own | None:
     from rigsize.plan.planner import Own
 
     gpus = parse_gpus(text)
+    _check_planned_on(gpus.accelerator)
     host = settings.text("host-memory")
     if gpus.assumed_note:
         settings.assumed.append(gpus.assumed_note)
@@ -287,6 +289,19 @@ def _own(settings: Settings) -> Own | None:
         note="",
     )
     return Own(machine=machine, per_node=gpus.per_node, nodes=gpus.nodes)
+
+
+def _check_planned_on(row: Accelerator) -> None:
+    """UnsupportedCombination for one's own device that no plan can be made for."""
+    target, why = target_of(row), ""
+    if row.is_cpu:
+        why = "its hours are not known"
+    elif not (target.answered and target.trains):
+        why = target.words
+    elif row.capacity_bytes is None:
+        why = "nobody published what torch sees of its memory"
+    if why:
+        raise UnsupportedCombination("own", row.id, f"nothing is planned on it: {why}")
 
 
 def _catalogue(settings: Settings, limits: Limits, today: date, own: Own | None) -> Catalogue:

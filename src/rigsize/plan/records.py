@@ -237,8 +237,8 @@ class Plan:
     chosen: tuple[Chosen, ...]
     """By USD, the cheapest first, before them the smallest where another beats it.
 
-    Where nobody meets the limits, or nothing fits, the nearest; empty where no time and no memory
-    can be told of any.
+    Where nobody meets the limits, or nothing fits, the nearest; empty where there is no machine or
+    no way to run it that can be judged.
     """
     rejected: tuple[Rejected, ...]
     searched: Searched

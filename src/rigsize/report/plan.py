@@ -217,7 +217,7 @@ def _verdict(plan: Plan) -> Iterator[str]:
     if plan.met:
         return
     if not plan.chosen:
-        why = plan.notes or ("no way to run it has a memory that can be told",)
+        why = plan.notes or ("no way to run it is left, for the reasons below",)
         yield f"no plan: {'; '.join(why)}"
     elif plan.chosen[0].confirmed.fits:
         yield "no plan meets the limits; the nearest:"
@@ -368,16 +368,17 @@ def _scaling(answer: PlanAnswer) -> Iterator[RenderableType]:
 
 def _prices(answer: PlanAnswer) -> Iterator[str]:
     """Where the prices come from and how old they are."""
+    spot = answer.limits.spot
     offers = {id(c.candidate.place.offer): c.candidate.place.offer for c in answer.plan.chosen}
     sources: Mapping[str, None] = dict.fromkeys(
         f"{offer.provider} {offer.price_date or 'undated'} ({offer.source})"
         for offer in offers.values()
-        if offer.usd_per_hour(answer.limits.spot)
+        if offer.usd_per_hour(spot)
     )
     if sources:
-        kind = "spot" if answer.limits.spot else "on demand"
+        kind = "spot" if spot else "on demand"
         yield f"prices {kind}, as of: {', '.join(sources)}"
-    stale = [o for o in offers.values() if o.usd_per_hour() and o.is_stale(answer.today)]
+    stale = [o for o in offers.values() if o.usd_per_hour(spot) and o.is_stale(answer.today)]
     if stale:
         are = "is" if len(stale) == 1 else "are"
         yield f"! warning: {plural(len(stale), 'price')} {are} old: `rigsize offers refresh`"
