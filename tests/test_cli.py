@@ -201,6 +201,7 @@ BAD = {
     "gpu of another stack": ((*BASE, "--gpus", "Gaudi3"), "only CUDA and ROCm devices and cpu"),
     "gpu without ROCm": ((*BASE, "--gpus", "V520"), "not in the list of cards that ROCm supports"),
     "headroom all": ((*BASE, "--headroom", "100%"), "leaves nothing"),
+    "headroom beyond": ((*BASE, "--headroom", "200%"), "percentages below 100"),
     "headroom words": ((*BASE, "--headroom", "some"), "not a size with a unit"),
     "fail-over bare": ((*BASE, "--fail-over", "24"), "not a size with a unit"),
     "auto accumulation": ((*BASE, "--grad-accum", "auto"), "needs --global-batch"),

@@ -162,3 +162,17 @@ def test_refresh_without_network_answers_from_the_snapshot(ran: Ran, tmp_path: P
     assert err.count("\n") == 1
     assert "of 260 offers" in out
     assert not cache_file().exists()
+
+
+def test_figures_of_two_dies_say_whose_they_are(ran: Ran) -> None:
+    out = " ".join(ran("gpus", "MI250X")[1].split())
+    assert "128 GB HBM2e, all 2 devices" in out
+    assert "3,277 GB/s, all 2 devices" in out
+    assert json.loads(ran("gpus", "MI250X", "--json")[1])["devices_per_product"] == 2
+    assert "all 2" not in ran("gpus", "L4")[1]
+
+
+def test_the_nearest_card_is_of_the_family(ran: Ran) -> None:
+    err = ran("gpus", "a100-sxm")[2]
+    assert "did you mean A100-" in err
+    assert "GB-SXM?" in err

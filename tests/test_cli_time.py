@@ -253,5 +253,59 @@ def test_an_old_price_warns_where_prices_are_asked_for(ran: Ran, tmp_path: Path)
     path.write_text(f"{HEADER}lab,node,A100-40GB-SXM,1,0.1,,2020-01\n", encoding="utf-8")
     code, out, err = ran(*TUNED, "--offers", str(path))
     assert code == 0
-    assert "price of 2020-01" in out
+    assert "price of 2020-01" in " ".join(out.split())
     assert "warning: the price is of 2020-01, more than 90 days old" in err
+
+
+@pytest.fixture
+def small_host(tmp_path: Path) -> Path:
+    """A machine with the card and hardly any memory beside it."""
+    path = tmp_path / "small.csv"
+    header = HEADER.strip() + ",host_ram_gib\n"
+    row = "lab,tiny,A100-40GB-SXM,1,0.10,,2026-11-01,2\n"
+    path.write_text(header + row, encoding="utf-8")
+    return path
+
+
+def test_the_offered_machine_has_to_hold_the_run(ran: Ran, small_host: Path) -> None:
+    words = (*BASE, "--offers", str(small_host), "--offer", "tiny", "--json")
+    code, out, _ = ran(*words)
+    found = json.loads(out)
+    assert found["fit"]["host_capacity_bytes"] == 2 * 2**30
+    assert any("that of lab tiny" in line for line in found["assumptions"])
+    given = ran(*words, "--host-memory", "2GiB")
+    assert (code, found["fit"]) == (given[0], json.loads(given[1])["fit"])
+    large = json.loads(ran(*words, "--host-memory", "1TiB")[1])
+    assert large["fit"]["host_capacity_bytes"] == 2**40
+    assert large["fit"]["verdict"] != found["fit"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--provider", "lambda", "--gpus", "L4"), "lambda has no L4"),
+        (("--offer", "gpu_1x_a10", "--gpus", "A10:2"), "gpu_1x_a10 has no 2 A10 in a machine"),
+    ],
+)
+def test_a_filter_too_narrow_leaves_the_memory(
+    ran: Ran, flags: tuple[str, ...], words: str
+) -> None:
+    found = document(ran, *TUNED, *flags)
+    assert found["memory"]["allocated_peak_bytes"] > 0
+    assert words in found["cost"]["usd_unknown_reason"]
+
+
+def test_a_switch_on_and_off_is_refused(ran: Ran) -> None:
+    code, out, err = ran(*BASE, "--time", "--no-time")
+    assert (code, out) == (2, "")
+    assert "time: on and off" in err
+
+
+def test_an_empty_name_of_a_file_of_offers(ran: Ran) -> None:
+    assert "offers: no file named" in ran(*BASE, "--offers", "")[2]
+
+
+def test_a_card_without_a_torch_of_today_says_whose_time_it_is(ran: Ran) -> None:
+    assert "PyTorch on K80: no (dropped" in " ".join(ran(*TUNED, "--gpus", "K80")[1].split())
+    assert document(ran, *TUNED, "--gpus", "K80")["time"]["notes"]
+    assert document(ran, *TUNED)["time"]["notes"] == []

@@ -147,7 +147,7 @@ def test_the_cheapest_machine_first() -> None:
     [
         ({"provider": "acm"}, "did you mean acme"),
         ({"instance": "onee"}, "did you mean one"),
-        ({"provider": "zeta"}, "nobody in the catalogue"),
+        ({"provider": "zeta"}, "zeta has no"),
     ],
 )
 def test_what_nobody_offers(asked: dict[str, str], words: str) -> None:
@@ -199,3 +199,19 @@ def test_totals_are_the_sum_of_lines(seconds: list[float], price: float, nodes: 
     for bound in range(3):
         assert found.usd[bound] == pytest.approx(sum(line.usd[bound] for line in found.lines))
     assert found.usd.p50 == pytest.approx(price * nodes * 2 * sum(seconds) / 3600)
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "words"),
+    [
+        ({"provider": "zeta"}, 1, "zeta has no A100-40GB-SXM, but L4"),
+        ({}, 9, "nobody in the catalogue has 9 A100-40GB-SXM in a machine, at most 1"),
+        ({"spot": True}, 1, "the catalogue has 1 A100-40GB-SXM in a machine, but no spot price"),
+    ],
+)
+def test_it_is_said_what_is_missing(asked: dict[str, Any], count: int, words: str) -> None:
+    zeta = offer(provider="zeta", instance="l4", accelerator=find_accelerator("L4"))
+    offers = (offer(spot_usd_per_hour=None), zeta)
+    many = Cluster(accelerator=ONE.accelerator, per_node=count)
+    with pytest.raises(SpecError, match=words):
+        find_offer(offers, many, **asked)

@@ -97,6 +97,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     verb = next((a for a in arguments if not a.startswith("-")), None)
     if verb is not None and verb not in VERBS:
         raise _no_verb(verb)
+    if verb is not None:
+        _check_switches(verb, arguments)
     command = typer.main.get_command(_app(verb))
     code = command.main(list(arguments), prog_name="rigsize", standalone_mode=False)
     return code if isinstance(code, int) else 0
@@ -106,6 +108,15 @@ def _no_verb(verb: str) -> SizingError:
     if verb in VERBS_LATER:
         return UnsupportedCombination("verb", verb, "not answered yet", allowed=VERBS)
     return SpecError("verb", verb, "no such verb", allowed=VERBS, nearest=nearest(verb, VERBS))
+
+
+def _check_switches(verb: str, arguments: Sequence[str]) -> None:
+    """A switch that is on and off; typer would take the last without a word."""
+    given = {argument.replace("_", "-") for argument in arguments}
+    for flag in VERBS[verb]:
+        if flag.switch and len(given & set(flag.options)) > 1:
+            both = " ".join(flag.options)
+            raise UnsupportedCombination(flag.name, both, "on and off", hint="give one of the two")
 
 
 # -- errors -------------------------------------------------------------------------------------

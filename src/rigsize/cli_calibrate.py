@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,19 @@ def calibrate_verb(given: Given) -> int:
 
 
 def _folder(out: str | None) -> Path:
+    """Where the Record will lie; SpecError where nothing can be written."""
     from rigsize.run.record_store import records_folder
 
     folder = records_folder() if out is None else Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise SpecError("out", str(folder), "not a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two minutes of measuring are too long to learn it afterwards.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpecError("out", str(folder), f"cannot be written ({error.strerror})") from None
     return folder
 
 

@@ -17,7 +17,7 @@ from rigsize.cli_job import (
     settle_length,
     settle_parallel,
 )
-from rigsize.errors import SpecError, UnsupportedCombination
+from rigsize.errors import SizingError, SpecError, UnsupportedCombination
 from rigsize.spec import Cluster, check_together
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _launch(settings: Settings, most_hours: float | None) -> Launch:
     job = settle_parallel(settings, parse_job(settings, "emit"), target.cluster)
     check_together(job.workload, job.strategy)
     job = _settled(job, target.cluster)
+    _warn_of_memory(settings, job, target.cluster)
     rates: dict[str, Any] = {
         name.replace("-", "_"): number(name, text)
         for name in ("learning-rate", "weight-decay")
@@ -126,6 +127,24 @@ def _settled(job: Job, cluster: Cluster) -> Job:
         flag = job.auto_length or "batch-size"
         raise UnsupportedCombination(flag, "auto", "not even the smallest fits this card")
     return job
+
+
+def _warn_of_memory(settings: Settings, job: Job, cluster: Cluster) -> None:
+    """A warning where what is stored says that it does not fit; nothing is traced for it."""
+    from rigsize.estimate import estimate
+    from rigsize.search import is_stored
+
+    try:
+        if not is_stored(job.source, job.workload, job.strategy, cluster):
+            return
+        found = estimate(job.source, job.workload, job.strategy, cluster)
+    except SizingError:  # what cannot be estimated may be written all the same
+        return
+    if found.fit.verdict == "does_not_fit":
+        where = "the host" if found.fit.of_card != "does_not_fit" else cluster.accelerator.id
+        settings.warnings.append(
+            f"warning: it does not fit {where}; `rigsize estimate` with the same flags says why"
+        )
 
 
 def _document(emission: Emission, paths: tuple[Path, ...], launch: Launch) -> dict[str, Any]:

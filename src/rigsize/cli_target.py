@@ -63,10 +63,10 @@ def _headroom(settings: Settings, accelerator: Accelerator) -> int:
     if capacity is None:
         settings.warnings.append(f"--headroom has no effect: {accelerator.id} has no capacity here")
         return 0
-    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", text.strip())
+    share = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*%", text.strip())
     wanted = int(capacity * float(share[1]) / 100) if share else parse_bytes(text, "headroom")
     if wanted >= capacity:
-        allowed = (f"less than {format_bytes(capacity)}, or a share such as 10%",)
+        allowed = (f"less than {format_bytes(capacity)}", "percentages below 100, such as 10%")
         raise SpecError("headroom", text, "leaves nothing of the card", allowed=allowed)
     return wanted
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rigsize.cli_common import say
 from rigsize.cli_job import Job
+from rigsize.cli_offer import CHOOSING, catalogue_of, offer_of
 from rigsize.cli_settings import Settings, number
 from rigsize.errors import SizingError, SpecError
+from rigsize.hardware.targets import target_of
 from rigsize.report.timed import NOT_ASKED, Timed
 from rigsize.run.folders import has_calibrations
 from rigsize.spec import Cluster
@@ -29,7 +30,7 @@ __all__ = ["timed"]
 LEFT_OUT = "left out: --no-time"
 NOT_STORED = "what a step of this model computes is not stored: --time traces it, once"
 NO_PRICE = "there is no time to pay for"
-_PRICED = ("offer", "provider", "offers", "own-price", "power-price")
+_PRICED = (*CHOOSING, "own-price", "power-price")
 _AROUND = ("eval-share", "save-minutes", "calibration")
 _FROM_HUB = ("bundled", "hub")
 """Origins of a model whose weights are not on this machine."""
@@ -61,8 +62,9 @@ def timed(settings: Settings, job: Job, found: Estimate, lengths: LengthHistogra
         return Timed(reason=str(error), cost_reason=NO_PRICE)
     if run is None:
         return Timed(reason=NOT_STORED, cost_reason=NO_PRICE)
+    note = _old_card(cluster)
     if not draws:
-        return Timed(run=run, middle=True, cost_reason=NOT_ASKED)
+        return Timed(run=run, middle=True, cost_reason=NOT_ASKED, note=note)
     cost, why = _cost(settings, run, cluster)
     if asked and cost is not None and cost.stale:
         say(f"warning: {cost.notes[0]}")
@@ -72,7 +74,19 @@ def timed(settings: Settings, job: Job, found: Estimate, lengths: LengthHistogra
         cost_reason=why,
         bought=_bought(settings, run, cost, cluster),
         explained=asked or settings.switch("explain"),
+        note=note,
         command=tuple(_words(settings, job, asked)),
+    )
+
+
+def _old_card(cluster: Cluster) -> str:
+    """What no torch of today runs on has a time and a price all the same, of an older one."""
+    card = cluster.accelerator
+    if card.is_cpu or target_of(card).trains:
+        return ""
+    return (
+        f"PyTorch on {card.id}: {card.pytorch_support}; time and price are those of a torch that"
+        " still runs on it"
     )
 
 
@@ -159,26 +173,18 @@ def _around(settings: Settings, job: Job, evaluated: int) -> Around:
 
 
 def _cost(settings: Settings, run: RunTime, cluster: Cluster) -> tuple[Cost | None, str]:
-    """The price and, where there is none, why; wrong flags raise."""
-    from rigsize.hardware.offers import load_catalogue
-    from rigsize.money import cost, find_offer
+    """The price and, where there is none, why; a wrong file, provider or name raises."""
+    from rigsize.money import cost
 
     today = date.today()
-    own = settings.text("offers")
-    catalogue = load_catalogue(None if own is None else Path(own).expanduser(), today)
+    catalogue = catalogue_of(settings, today)
     for warning in catalogue.warnings:
         say(f"warning: {warning}")
-    spot = settings.switch("spot")
-    instance, provider = settings.text("offer"), settings.text("provider")
     try:
-        offer = find_offer(
-            catalogue.offers, cluster, instance=instance, provider=provider, spot=spot
-        )
-        found = cost(run, offer, cluster, today, spot=spot)
+        offer = offer_of(settings, catalogue, cluster)
+        found = cost(run, offer, cluster, today, spot=settings.switch("spot"))
     except SizingError as error:
-        if instance is None and provider is None:
-            return None, str(error)
-        raise
+        return None, str(error)
     return found, ""
 
 

@@ -21,6 +21,7 @@ from rigsize.cli_job import (
     settle_parallel,
 )
 from rigsize.cli_lengths import lengths_asked, with_examples
+from rigsize.cli_offer import with_offered_host
 from rigsize.errors import SpecError
 from rigsize.program.mesh import mesh_of
 from rigsize.spec.checks import one_of
@@ -43,7 +44,7 @@ __all__ = ["VERBS"]
 def estimate_verb(given: Given) -> int:
     """`rigsize estimate MODEL`."""
     settings = settings_of("estimate", given)
-    target = parse_target(settings)
+    target = with_offered_host(settings, parse_target(settings))
     job = settle_parallel(settings, parse_job(settings), target.cluster)
     for warning in settings.warnings:
         say(f"warning: {warning}")

@@ -7,7 +7,7 @@ amount is never without that date.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import NamedTuple
@@ -20,7 +20,16 @@ from rigsize.steptime.run_constants import POWER_SHARE, USD_PER_KWH
 from rigsize.steptime.run_lines import RunTime, power_limit_kw
 from rigsize.steptime.step import Quantiles
 
-__all__ = ["BreakEven", "Cost", "CostLine", "break_even", "cost", "find_offer", "offers_for"]
+__all__ = [
+    "BreakEven",
+    "Cost",
+    "CostLine",
+    "break_even",
+    "check_names",
+    "cost",
+    "find_offer",
+    "offers_for",
+]
 
 MOST_USD = 1e12
 
@@ -178,7 +187,26 @@ def find_offer(
         SpecError: nobody offers it, or no such provider or instance; the nearest is named.
     """
     everything = tuple(offers)
-    providers = sorted({offer.provider for offer in everything})
+    check_names(everything, instance=instance, provider=provider)
+    found = offers_for(everything, cluster, spot=spot, provider=provider)
+    if instance is not None:
+        found = tuple(one for one in found if one.instance.casefold() == instance.casefold())
+    if not found:
+        named = _named(everything, instance, provider)
+        raise SpecError(
+            "gpus",
+            f"{cluster.accelerator.id}:{cluster.per_node}",
+            _why_none(named, cluster, spot, " ".join(filter(None, (provider, instance)))),
+            hint="--offers FILE adds own machines and prices; `rigsize offers` lists what there is",
+        )
+    return found[0]
+
+
+def check_names(
+    offers: Sequence[Offer], *, instance: str | None = None, provider: str | None = None
+) -> None:
+    """SpecError for a provider or an instance that the catalogue lacks; the nearest is named."""
+    providers = sorted({offer.provider for offer in offers})
     if provider is not None and provider.casefold() not in providers:
         raise SpecError(
             "provider",
@@ -187,26 +215,46 @@ def find_offer(
             allowed=providers,
             nearest=nearest(provider, providers),
         )
-    names = {offer.instance.casefold() for offer in everything}
+    names = {offer.instance.casefold() for offer in offers}
     if instance is not None and instance.casefold() not in names:
         raise SpecError(
             "offer",
             instance,
             "no such instance",
-            nearest=nearest(instance, {offer.instance for offer in everything}),
+            nearest=nearest(instance, {offer.instance for offer in offers}),
             hint="`rigsize offers` lists them",
         )
-    found = offers_for(everything, cluster, spot=spot, provider=provider)
-    if instance is not None:
-        found = tuple(one for one in found if one.instance.casefold() == instance.casefold())
-    if not found:
-        raise SpecError(
-            "gpus",
-            f"{cluster.accelerator.id}:{cluster.per_node}",
-            "nobody in the catalogue offers this" + (" at a spot price" if spot else ""),
-            hint="--offers FILE adds own machines and prices; `rigsize offers` lists what there is",
-        )
-    return found[0]
+
+
+def _named(
+    offers: Sequence[Offer], instance: str | None, provider: str | None
+) -> tuple[Offer, ...]:
+    """Those of a provider or of a name."""
+    return tuple(
+        offer
+        for offer in offers
+        if (provider is None or offer.provider == provider.casefold())
+        and (instance is None or offer.instance.casefold() == instance.casefold())
+    )
+
+
+def _why_none(named: Sequence[Offer], cluster: Cluster, spot: bool, who: str) -> str:
+    """Whether it is the card, the number of them in a machine, or the price that is missing."""
+    card, none = cluster.accelerator, f"{who} has no" if who else "nobody in the catalogue has"
+    cards = sorted({offer.accelerator.id for offer in named})
+    same = [offer for offer in named if offer.accelerator.id == card.id]
+    if not same:
+        others = f", but {', '.join(cards[:4])}" if who and cards else ""
+        return f"{none} {card.id}{others}"
+    whole = [offer for offer in same if not offer.fractional]
+    shapes = [shape for offer in whole if (shape := _of_size(offer, cluster)) is not None]
+    if not shapes:
+        most = max((offer.devices * offer.max_multiple for offer in whole), default=0)
+        least = "only slices of it" if not most else f"at most {most} in a machine"
+        return f"{none} {cluster.per_node} {card.id} in a machine, {least}"
+    kind = "spot" if spot else "on-demand"
+    has = f"{who or 'the catalogue'} has"
+    return f"{has} {cluster.per_node} {card.id} in a machine, but no {kind} price of it"
 
 
 def break_even(

@@ -142,7 +142,9 @@ def notes(workload: Workload, strategy: Strategy, accelerator: Accelerator) -> l
         found.append(f"tf32 has no effect on {accelerator.id}")
     bf16 = strategy.policy.half_dtype == "bfloat16"
     if bf16 and not accelerator.is_cpu and not accelerator.supports_bf16:
-        found.append(f"{accelerator.id} has no bf16: take fp16 as the compute dtype")
+        found.append(
+            f"{accelerator.id} has no bf16: take fp16 as the compute dtype, as the time does"
+        )
     if workload.training and workload.task in ("causal-lm", "seq2seq-lm"):
         found.append(
             "the step passes use_cache=False; a loop that leaves transformers' default on also"

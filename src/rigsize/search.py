@@ -290,9 +290,16 @@ def _lower_precision(answer: Estimate) -> list[_Change]:
     return changes
 
 
+def is_stored(
+    source: ModelSource, workload: Workload, strategy: Strategy, cluster: Cluster
+) -> bool:
+    """Whether its memory is answered without a trace."""
+    key = key_for(source, workload, strategy, cluster.accelerator)
+    return stored_profile(key, point_of(workload, strategy)) is not None
+
+
 def _is_stored(answer: Estimate, strategy: Strategy) -> bool:
-    key = key_for(answer.source, answer.workload, strategy, answer.cluster.accelerator)
-    return stored_profile(key, point_of(answer.workload, strategy)) is not None
+    return is_stored(answer.source, answer.workload, strategy, answer.cluster)
 
 
 def _flags(combination: tuple[_Change, ...]) -> str:

@@ -171,3 +171,21 @@ def test_the_gpu_is_measured(tmp_path: Path) -> None:
     assert calibration.launch_s is not None
     assert calibration.to_device_bytes_per_s is not None
     assert calibration.misaligned is not None
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr("rigsize.calibrate.session.calibrate", measured)
+    (tmp_path / "file").write_text("")
+    assert run(["calibrate", "--device", "cpu", "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "out: cannot be written" in capsys.readouterr().err
+
+
+def test_a_calibration_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["estimate", "xlm-roberta-base", "--offline", "--calibration", "none.json"]
+    assert run(words) == 2
+    assert "calibration: no such file" in capsys.readouterr().err

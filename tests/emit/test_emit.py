@@ -480,3 +480,13 @@ def test_written_over_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="exists already"):
         write_files(found, tmp_path)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_what_does_not_fit_is_written_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*BASE, "--gpus", "L4", "--out", str(tmp_path), "--force"]
+    assert run([*words, "--batch-size", "8"]) == 0
+    assert "does not fit" not in capsys.readouterr().err
+    assert run([*words, "--batch-size", "4096"]) == 0
+    assert capsys.readouterr().err.count("warning: it does not fit L4") == 1

@@ -45,8 +45,8 @@ def devices_here() -> tuple[Device, ...]:
     found = [*(_through_nvml() or _through_nvidia_smi()), *_through_rocm_smi()]
     if not found:
         raise MeasurementFailed(
-            "gpus",
-            "--here",
+            "here",
+            "this machine",
             "no NVIDIA or AMD driver reports a device",
             hint="nvidia-smi or rocm-smi must be there and see a card",
         )

@@ -156,6 +156,17 @@ def _unknown(name: str) -> UnknownDevice:
         name,
         "no such accelerator in the table",
         allowed=[row.id for row in rows],
-        nearest=nearest(name, names),
+        nearest=_nearest(name, names),
         hint="`rigsize gpus` lists them all",
     )
+
+
+def _nearest(name: str, names: list[str]) -> str | None:
+    """One that has all parts of the name, else all but the letters: `a100-sxm` is no H100."""
+    parts = [_normal(part) for part in re.split(r"[^A-Za-z0-9]+", name[:_LONGEST]) if part]
+    whole = [one for one in names if all(part in _normal(one) for part in parts)]
+    family = [one for one in names if parts and _normal(one).startswith(parts[0])]
+    for some in (whole, family):
+        if some:
+            return nearest(name, some) or some[0]
+    return nearest(name, names)

@@ -15,7 +15,7 @@ from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
-from rigsize.errors import SizingError
+from rigsize.errors import SizingError, SpecError
 from rigsize.hardware.accelerators import Accelerator
 
 __all__ = [
@@ -166,6 +166,8 @@ def load_catalogue(own: Path | None, today: date) -> Catalogue:
     providers = {offer.provider for offer in refreshed}
     offers = [o for o in packaged_offers() if o.provider not in providers] + list(refreshed)
     if own is not None:
+        if not own.name:
+            raise SpecError("offers", str(own), "no file named", hint="--offers FILE")
         mine = read_offers(own, today=today)
         keys = {_key(offer) for offer in mine}
         offers = [offer for offer in offers if _key(offer) not in keys] + list(mine)

@@ -64,7 +64,10 @@ def _built(
 ) -> Work:
     profile = _LAST.found(source, key, point)
     environment = environment_of(accelerator, strategy)
-    work = build_work(profile, point, environment, half_dtype=strategy.policy.half_dtype)
+    half = strategy.policy.half_dtype
+    if half == "bfloat16" and not (accelerator.is_cpu or accelerator.supports_bf16):
+        half = "float16"  # only over quantised weights, whose compute dtype is free to be fp16
+    work = build_work(profile, point, environment, half_dtype=half)
     num_bytes, note = published_bytes(source, sum(work.parameters))
     return replace(work, published_bytes=num_bytes, published_note=note)
 

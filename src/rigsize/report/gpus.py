@@ -117,6 +117,7 @@ def gpu_document(
         **_row(row),
         "form_factor": row.form_factor,
         "assumed": assumed,
+        "devices_per_product": row.devices,
         "training": row.training_capable,
         "pytorch_support": row.pytorch_support,
         "memory_kind": row.memory_kind,
@@ -170,7 +171,10 @@ def gpu_text(
     if row.peak_flops_per_s:
         yield f"rates are dense; {_NO_RATE}"
     if row.devices > 1:
-        yield f"one product is {row.devices} devices; every figure of memory is of one of them"
+        yield (
+            f"one product is {row.devices} devices: usable memory and context are of one of them;"
+            " label, bandwidth, rates and power are of the whole product"
+        )
     if row.note:
         yield f"note: {row.note}"
     yield _price_line(prices)
@@ -188,10 +192,11 @@ def _figures(row: Accelerator) -> Iterator[tuple[str, str, str]]:
         low, mid, high = (format_bytes(size) for size in context.value)
         yield "context", f"{mid} ({low} to {high})", f"{context.basis}: {context.source}"
     label = row.memory_nominal_gb
+    whole = f", all {row.devices} devices" if row.devices > 1 else ""
     if label:
-        yield "label", f"{label:g} GB {row.memory_kind}", sheet
+        yield "label", f"{label:g} GB {row.memory_kind}{whole}", sheet
     if row.memory_bytes_per_s is not None:
-        yield "bandwidth", format_bandwidth(row.memory_bytes_per_s), sheet
+        yield "bandwidth", f"{format_bandwidth(row.memory_bytes_per_s)}{whole}", sheet
     for dtype, rate in row.peak_flops_per_s.items():
         # Integer rates count operations, not floating-point ones.
         text = f"{rate / 1e12:g} TOP/s" if dtype == "int8" else format_flops(rate)

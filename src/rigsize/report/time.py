@@ -25,8 +25,10 @@ def time_text(timed: Timed) -> Iterator[RenderableType]:
         return
     if timed.middle:
         yield _middle(timed.run)
+        yield from _note(timed)
         return
     yield _step(timed.run)
+    yield from _note(timed)
     if timed.run.rates is not None:
         yield _rates(timed)
     if timed.explained:
@@ -55,6 +57,11 @@ def _step(run: RunTime) -> str:
         f"\ntime: a step {_between(run.step.step_s)}, bound by {run.bound_by}{mfu}; widest:"
         f" {run.step.widest}"
     )
+
+
+def _note(timed: Timed) -> Iterator[str]:
+    if timed.note:
+        yield f"  {timed.note}"
 
 
 def _middle(run: RunTime) -> str:
@@ -145,7 +152,7 @@ def _money(timed: Timed) -> Iterator[str]:
     gpus = f"{offer.gpu_count:g} GPUs, " if offer.gpu_count > 1 else ""
     where = f"{machines}{offer.provider} {offer.instance} ({gpus}{offer.region})"
     dated = cost.price_date or "an unknown day"
-    rate = f"{cost.usd_per_hour:,.2f} USD/h {kind}, price of {dated}"
+    rate = f"{cost.usd_per_hour:,.2f} USD/h {kind}, price of {dated} by {offer.source}"
     total = f"{_usd(cost.usd)} USD on {where}" if cost.lines else where
     yield f"  price: {total}, {rate}{_other(cost)}"
     for words, value in per_million(timed).items():

@@ -58,6 +58,7 @@ def time_document(timed: Timed) -> dict[str, Any]:
         **_or_unknown("energy_kwh", run.energy_kwh, no_power),
         **({} if timed.middle else _rates_document(run.rates)),
         "left_out": list(run.left_out),
+        "notes": [timed.note] if timed.note else [],
     }
 
 

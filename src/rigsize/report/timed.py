@@ -31,6 +31,8 @@ class Timed:
     bought: BreakEven | None = None
     explained: bool = False
     """Whether the step's parts are wanted too."""
+    note: str = ""
+    """What is to be known of time and price alike; empty for nothing."""
     command: tuple[str, ...] = ()
     """The words that ask for it."""
 

@@ -109,6 +109,9 @@ def _read(file: Path) -> Record:
         if file.stat().st_size > _LARGEST_FILE_BYTES:
             raise SpecError("calibration", str(file), "too large for a Record")
         document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "a file that `rigsize calibrate` wrote, or none"
+        raise SpecError("calibration", str(file), "no such file", hint=hint) from None
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, SpecError):
             raise
