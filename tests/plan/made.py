@@ -110,6 +110,12 @@ class TableJudge:
         knows = self.draw(candidate, "bound").random() < 0.5
         return 7 if knows and not self.fits(candidate) else 0
 
+    def possible(self, place: Place, way: Way) -> bool:
+        return any(self.fits(c) for c in self.candidates(place, [way]))
+
+    def ruled_out(self, candidate: Candidate) -> bool:
+        return self.draw(candidate, "fact").random() < 0.3 and not self.fits(candidate)
+
     def confirm(self, candidate: Candidate) -> Confirmation:
         self.replays.append(candidate)
         return Confirmation(fits=self.fits(candidate), replayed=True)

@@ -55,7 +55,7 @@ CLOCK = PipelineClock(Works(SOURCE, TRACES), GLOBAL)
 JUDGE = _judge(CLOCK)
 GRID = [
     Candidate(place=there, way=way, micro_batch=micro, accumulation=accumulation)
-    for card in ("H100-80GB-SXM", "T4", "L4")
+    for card in ("H100-80GB-SXM", "T4", "L4", "L40S")
     for there in _places(card)
     for way in JUDGE.ways(there)
     for micro, accumulation in JUDGE.batches(there, way)

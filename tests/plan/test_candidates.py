@@ -42,7 +42,8 @@ def test_batches_make_the_global_batch(total: int, ranks: int) -> None:
 def test_batches_by_hand() -> None:
     assert batches(16, 2) == ((8, 1), (4, 2), (2, 4), (1, 8))
     assert batches(18, 2) == ((9, 1), (3, 3), (1, 9))  # 2, 4 and 8 would make 20, 24 and 32
-    assert batches(16, 2, 6) == ((6, 2),)  # what the user gave stays
+    assert batches(24, 2, 6) == ((6, 2),)  # what the user gave
+    assert batches(16, 2, 6) == ()  # 24 texts a step would be another run
     assert batches(3, 8) == ()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.plan.made import CARDS, TableJudge, everybody, place, way, within
 
-from rigsize.plan.records import Candidate, Limits, Place, Score
+from rigsize.plan.records import Candidate, Confirmation, Limits, Place, Score
 from rigsize.plan.search import Tally, front, nearest, smallest
 
 WAYS = [
@@ -91,6 +93,49 @@ def test_order_of_offers_does_not_matter(
     shuffled.shuffle(places)  # type: ignore[attr-defined]
     again = front(places, judge, Limits(), Tally())
     assert [c.candidate for c in first] == [c.candidate for c in again]
+
+
+@given(catalogues, st.integers(0, 10_000), st.sampled_from((0.05, 0.3)))
+def test_what_is_hardly_faster_is_left_out(
+    catalogue: list[tuple[str, int, int, int]], seed: int, worth: float
+) -> None:
+    places, judge = _places(catalogue), TableJudge(WAYS, seed, 12)
+    found = front(places, judge, Limits(), Tally(), worth=worth)
+    rows = sorted(everybody(places, judge), key=lambda row: (row[0].usd, row[0].hours, row[1]))
+    expected: list[Score] = []
+    for score, _, _ in rows:
+        if not expected or score.hours < expected[-1].hours * (1 - worth):
+            expected.append(score)
+    assert [one.score for one in found] == expected
+
+
+@dataclass
+class SmallHosts(TableJudge):
+    """Cards hold everything, a host of less than two dollars an hour nothing."""
+
+    def true_hours(self, candidate: Candidate) -> float | None:
+        return 1.0 + candidate.way.order + 1 / candidate.micro_batch
+
+    def fits(self, candidate: Candidate) -> bool:
+        return True
+
+    def confirm(self, candidate: Candidate) -> Confirmation:
+        small = candidate.place.usd_per_hour < 2
+        self.replays.append(candidate)
+        return Confirmation(fits=not small, replayed=True, host=small)
+
+
+def test_a_dearer_machine_is_of_use_for_its_host() -> None:
+    alike = [place("L4", 1, 1, usd, region) for usd, region in ((1.0, "a"), (3.0, "c"), (2.0, "b"))]
+    judge, tally = SmallHosts(WAYS, 2, 6), Tally()
+    found = front(alike, judge, Limits(), tally)
+    assert [one.candidate.place.offer.region for one in found] == ["b"]
+    assert tally.counts["host_memory"] > 0
+    assert tally.counts.total() + len(found) == tally.candidates
+    # Where the cheapest has memory enough, nobody looks at the others.
+    judge = SmallHosts(WAYS, 2, 6)
+    front(alike[1:], judge, Limits(), Tally())
+    assert {c.place.offer.region for c in judge.replays} == {"b"}
 
 
 def test_bounds_save_replays() -> None:

@@ -29,6 +29,8 @@ ZERO_PRECISIONS = ("fp32", "tf32", "bf16", "fp16-master")
 PARALLELS = ("single", "ddp", "zero1", "zero2", "fsdp", "hsdp", "zero3")
 OFFLOADS = ("none", "optimizer", "cpu-params", "cpu", "activations")
 RECOMPUTES = ("none", "block")
+NO_NETWORK = ("runpod", "vast")
+"""Their machines are pods of many hosts, between which there is the internet: never several."""
 _ZEROS = ("zero1", "zero2", "zero3")
 
 
@@ -155,7 +157,8 @@ def _price(offer: Offer, spot: bool) -> float:
 
 def _in_nodes(offer: Offer, limits: Limits) -> Iterator[Place]:
     nodes = 1
-    while offer.devices * nodes <= limits.max_gpus:
+    most = 1 if offer.provider in NO_NETWORK else limits.max_gpus // max(1, offer.devices)
+    while nodes <= most and offer.devices * nodes <= limits.max_gpus:
         yield _place(offer, offer.devices, nodes, limits, _price(offer, limits.spot))
         nodes *= 2
 
@@ -254,9 +257,10 @@ def batches(
     if ranks > global_batch:
         return ()
     share = -(-global_batch // ranks)  # of one rank
-    if micro_batch is not None:
-        return ((micro_batch, accumulation_for(global_batch, micro_batch, ranks)),)
     most = int(share * ranks * (1 + MOST_OVERSHOOT))
+    if micro_batch is not None:
+        accumulation = accumulation_for(global_batch, micro_batch, ranks)
+        return ((micro_batch, accumulation),) if micro_batch * accumulation * ranks <= most else ()
     found = []
     for micro in sorted(_sizes(share), reverse=True):
         accumulation = accumulation_for(global_batch, micro, ranks)

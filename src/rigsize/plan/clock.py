@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
-from rigsize.errors import UnsupportedCombination
+from rigsize.errors import SizingError, UnsupportedCombination
+from rigsize.estimate import with_batch
 from rigsize.hardware.accelerators import Accelerator
-from rigsize.plan.candidates import MOST_OVERSHOOT
-from rigsize.plan.floors import Floors
+from rigsize.plan.floors import TYPICAL, Floors
 from rigsize.plan.records import Candidate, Place, Way
 from rigsize.plan.works import Works
+from rigsize.spec import Cluster
 from rigsize.steptime.run_lines import RunTime, run_time_of
 from rigsize.steptime.step import step_time
 
@@ -30,6 +32,7 @@ class PipelineClock:
         self.works, self.floors = works, Floors(works)
         self.global_batch = global_batch
         self._cards_s: dict[tuple[Accelerator, Way, int], float] = {}
+        self._least_s: dict[tuple[Accelerator, Way, int], float] = {}
         self._fixed_s: dict[tuple[object, ...], float] = {}
 
     def answers(self, way: Way, card: Accelerator) -> bool:
@@ -47,26 +50,47 @@ class PipelineClock:
         if key not in self._cards_s:
             self._cards_s[key] = self.floors.of_card(ways, card)
         seconds = _texts(ways[0]) * self._cards_s[key] / place.cluster.devices
-        return seconds * (1 - _EPSILON) / _HOUR_S
+        return (seconds * (1 - _EPSILON) + self._least_fixed(ways, card)) / _HOUR_S
 
     def floor_of_way(self, place: Place, way: Way, batches: Sequence[tuple[int, int]]) -> float:
         """Of a way whose batch is open."""
         texts = _texts(way)
-        together = self.global_batch or batches[0][0] * place.cluster.devices
         most = batches[0][0]
-        largest = max(together * (1 + MOST_OVERSHOOT), together + place.cluster.devices)
-        seconds = self.floors.of_way(place, way, texts, most, int(largest))
-        return (seconds * (1 - _EPSILON) + self._fixed(way, place)) / _HOUR_S
+        largest = max(micro * times for micro, times in batches) * place.cluster.devices
+        seconds = self.floors.of_way(place, way, texts, most, largest)
+        return (seconds * (1 - _EPSILON) + self._fixed(way, place.cluster.accelerator)) / _HOUR_S
 
     def floor(self, candidate: Candidate) -> float:
         """Of a candidate."""
         seconds = self.floors.of_candidate(candidate, _texts(candidate.way))
-        return (seconds * (1 - _EPSILON) + self._fixed(candidate.way, candidate.place)) / _HOUR_S
+        fixed = self._fixed(candidate.way, candidate.place.cluster.accelerator)
+        return (seconds * (1 - _EPSILON) + fixed) / _HOUR_S
 
-    def _fixed(self, way: Way, place: Place) -> float:
-        """Start-up, download and the like, once a run of the same model and texts was timed."""
-        card = place.cluster.accelerator
-        return self._fixed_s.get(self.works.traces.kernels(way, card), 0.0) * (1 - _EPSILON)
+    def _fixed(self, way: Way, card: Accelerator) -> float:
+        """Seconds of start-up, download and the like: lines of a run on one device alone."""
+        key = self.works.traces.key(way, card), way.strategy.precision, way.workload
+        if key not in self._fixed_s:
+            try:
+                self._fixed_s[key] = self._beside_steps(way, card) * (1 - _EPSILON)
+            except SizingError:
+                return 0.0
+        return self._fixed_s[key]
+
+    def _least_fixed(self, ways: Sequence[Way], card: Accelerator) -> float:
+        key = card, ways[0], len(ways)
+        if key not in self._least_s:
+            self._least_s[key] = min(self._fixed(way, card) for way in ways)
+        return self._least_s[key]
+
+    def _beside_steps(self, way: Way, card: Accelerator) -> float:
+        alone = Cluster(accelerator=card)
+        plain = replace(
+            with_batch(way.strategy, TYPICAL), parallel="single", offload="none", shard_size=None
+        )
+        work = self.works.of(way, card, TYPICAL)
+        step = step_time(work, plain, alone, draws=0)
+        run = run_time_of(work, step, way.workload, plain, alone, draws=0)
+        return sum(line.seconds.p50 for line in run.lines if line.name not in _OF_CLUSTER)
 
     # -- answers ----------------------------------------------------------------------------
 
@@ -76,9 +100,6 @@ class PipelineClock:
             run = self.run_time(candidate, draws=0)
         except UnsupportedCombination:
             return None
-        key = self.works.traces.kernels(candidate.way, candidate.place.cluster.accelerator)
-        fixed = sum(line.seconds.p50 for line in run.lines if line.name not in _OF_CLUSTER)
-        self._fixed_s[key] = min(fixed, self._fixed_s.get(key, fixed))
         return run.hours.p50
 
     def run_time(self, candidate: Candidate, *, draws: int) -> RunTime:

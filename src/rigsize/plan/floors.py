@@ -9,6 +9,7 @@ card's peak.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -18,6 +19,7 @@ from rigsize.hardware.accelerators import Accelerator
 from rigsize.plan.bounds import sent_bytes
 from rigsize.plan.records import Candidate, Place, Way
 from rigsize.plan.works import Works
+from rigsize.program.ddp import BUCKET_BYTES
 from rigsize.program.work import Work, kernel_flops
 from rigsize.spec import Strategy
 from rigsize.steptime.gemm import peak_flops_per_s
@@ -210,7 +212,7 @@ class Floors:
             return _Beside(_travels_s(work, strategy, links), 0.0, 0.0, 0.0, links.overlap_cost)
         once = 0.0
         if strategy.parallel == "ddp":
-            once = links.between_copies(sum(work.trainable) * gradient_bytes(strategy))
+            once = _least_s(sum(work.trainable) * gradient_bytes(strategy), links)
         rows = update_rows(work, strategy, Pricer(cluster.accelerator, strategy, None), links)
         update = max(
             sum(row.host_step_s for row in rows), sum(sum(row.busy_s.values()) for row in rows)
@@ -227,18 +229,35 @@ class Floors:
 
 
 def _travels_s(work: Work, strategy: Strategy, links: Links) -> float:
-    """Weights gathered, and gradients reduced, as if each went in one piece."""
+    """Weights gathered and gradients reduced, layer by layer as `schedule` has them.
+
+    Not in one piece: an L40S node takes longer over a large message than over its parts.
+    """
     if strategy.parallel not in _GATHERS:
         return 0.0
-    layers = sum(work.weight_bytes[1:])
-    again = layers if work.training and strategy.reshard_after_forward else 0
-    seconds = links.within_copy("all_gather", work.weight_bytes[0] + layers + again)
-    if work.training:
-        gradients = sum(work.trainable) * min(_FP32_BYTES, gradient_bytes(strategy))
-        seconds += links.within_copy("reduce_scatter", gradients)
+    forward = {0, *(s.layer for s in work.segments if s.phase != "backward")}
+    backward = {s.layer for s in work.segments if s.phase == "backward"}
+    again = backward - {0} if work.training and strategy.reshard_after_forward else set()
+    gathered = Counter(work.weight_bytes[layer] for layer in (*forward, *again))
+    seconds = sum(n * links.within_copy("all_gather", size) for size, n in gathered.items())
+    if not work.training:
+        return seconds
+    element = min(_FP32_BYTES, gradient_bytes(strategy))
+    reduced = Counter(work.trainable[layer] * element for layer in backward | {0})
+    for size, count in reduced.items():
+        seconds += count * links.within_copy("reduce_scatter", size)
         if links.mesh.replicas > 1:
-            seconds += links.between_copies(gradients // links.mesh.shard)
+            seconds += count * links.between_copies(size // links.mesh.shard)
     return seconds
+
+
+def _least_s(total_bytes: int, links: Links) -> float:
+    """All-reduced in buckets of any size between DDP's and the whole, the cheapest a byte."""
+    sizes = [total_bytes]
+    while sizes[-1] // 2 > BUCKET_BYTES:
+        sizes.append(sizes[-1] // 2)
+    sizes.append(min(total_bytes, BUCKET_BYTES))
+    return min(total_bytes / size * links.between_copies(size) for size in sizes if size)
 
 
 def _fetches_s(work: Work, strategy: Strategy, links: Links) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from rigsize.errors import SizingError
@@ -58,6 +59,8 @@ class PipelineJudge:
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.vary_precision = vary_precision
         self.evaluations = 0
+        # Whether a mesh depends on how many devices there are, not only on whether there are more.
+        self._counts = any(way.strategy.shard_size is not None for way in ways)
         self._ways: dict[tuple[object, ...], tuple[list[Way], dict[str, list[Way]]]] = {}
         self._batches: dict[tuple[object, ...], Sequence[tuple[int, int]]] = {}
         self._hours: dict[tuple[object, ...], float | None] = {}
@@ -79,7 +82,9 @@ class PipelineJudge:
 
     def _sorted(self, place: Place) -> tuple[list[Way], dict[str, list[Way]]]:
         cluster = place.cluster
-        shape = (cluster.accelerator, min(cluster.per_node, 2), min(cluster.nodes, 2))
+        shape = (cluster.accelerator, cluster.per_node, cluster.nodes)
+        if not self._counts:
+            shape = (cluster.accelerator, min(cluster.per_node, 2), min(cluster.nodes, 2))
         if shape not in self._ways:
             able: list[Way] = []
             without: dict[str, list[Way]] = {}
@@ -167,6 +172,20 @@ class PipelineJudge:
     def over_bytes(self, candidate: Candidate) -> int:
         """By the bound of `Memory`."""
         return self.memory.over_bytes(candidate)
+
+    def possible(self, place: Place, way: Way) -> bool:
+        """By the bound of the least batch, else by its replay.
+
+        The card alone: a dearer machine's host may have more memory.
+        """
+        roomy = replace(place, cluster=replace(place.cluster, host_memory_bytes=None))
+        micro, accumulation = self.batches(place, way)[-1]
+        least = Candidate(place=roomy, way=way, micro_batch=micro, accumulation=accumulation)
+        return not self.over_bytes(least) and self.confirm(least).fits
+
+    def ruled_out(self, candidate: Candidate) -> bool:
+        """By a fact of `Memory`."""
+        return self.memory.ruled_out(candidate)
 
     def confirm(self, candidate: Candidate) -> Confirmation:
         """By a fact or a replay of `Memory`."""

@@ -117,6 +117,11 @@ class Memory:
         self._confirmed[own] = found
         return found
 
+    def ruled_out(self, candidate: Candidate) -> bool:
+        """Whether a replay of no more texts on no fewer shards ran out of no less room."""
+        facts, shard, room = self._facts_of(candidate)
+        return facts.fails(shard, candidate.micro_batch, room)
+
     def _facts_of(self, candidate: Candidate) -> tuple[_Facts, int, int]:
         """The facts, the shards and the room of a candidate."""
         way, cluster, mesh = candidate.way, candidate.place.cluster, candidate.mesh
@@ -127,7 +132,7 @@ class Memory:
 
     def _by_facts(self, candidate: Candidate) -> Confirmation | None:
         facts, shard, room = self._facts_of(candidate)
-        if facts.fails(shard, candidate.micro_batch, room):
+        if self.ruled_out(candidate):
             return Confirmation(fits=False, replayed=False)
         if candidate.way.strategy.offload != "none":
             return None
@@ -173,10 +178,11 @@ class Memory:
         return max(0, high - capacity)
 
     def _ask_smallest(self, candidate: Candidate) -> None:
-        """A second batch failed: if two texts do too, one replay has spoken for all the others."""
-        small = replace(candidate, micro_batch=2, accumulation=max(2, candidate.accumulation))
-        if candidate.micro_batch > 2 and candidate.accumulation > 1:
-            self.confirm(small)
+        """A batch failed: if one text does too, one replay has spoken for all the others."""
+        way, card = candidate.way, candidate.place.cluster.accelerator
+        least = 1 if self.traces.covers(way, card, 1) else 2
+        if candidate.micro_batch > least and candidate.accumulation > 1:
+            self.confirm(replace(candidate, micro_batch=least))
 
     def _replayed(self, candidate: Candidate) -> Confirmation:
         way, cluster = candidate.way, candidate.place.cluster
@@ -191,10 +197,8 @@ class Memory:
         answer = estimate_where_it_fits(*run, profile)
         facts, shard, room = self._facts_of(candidate)
         if answer is None:
-            again = any(fact.shard >= shard and fact.num_bytes >= room for fact in facts.failing)
             facts.failing.append(_Fact(shard, candidate.micro_batch, room))
-            if again and candidate.micro_batch > 1:
-                self._ask_smallest(candidate)
+            self._ask_smallest(candidate)
             return Confirmation(fits=False, replayed=True)
         played = answer.replay
         need = room if played.num_alloc_retries else played.reserved_peak_bytes

@@ -27,6 +27,10 @@ from rigsize.plan.works import Works
 __all__ = ["Own", "Question", "plan"]
 
 
+WORTH = 0.05
+"""By which a dearer plan must be faster to be told at all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Own:
     """Machines that one has."""
@@ -142,7 +146,7 @@ def _chosen(
     """
     while True:
         tally = Tally()
-        chosen = front(found, judge, limits, tally)
+        chosen = front(found, judge, limits, tally, worth=WORTH)
         if chosen:
             chosen = _labelled(chosen, smallest(found, judge, limits))
         elif (near := nearest(found, judge, limits)) is not None:

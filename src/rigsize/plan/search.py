@@ -16,9 +16,10 @@ answer does not depend on the order of the offers.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rigsize.plan.records import Candidate, Chosen, Confirmation, Limits, Place, Score, Way
@@ -58,6 +59,12 @@ class Judge(Protocol):
 
     def over_bytes(self, candidate: Candidate) -> int:
         """By how much it cannot fit by a bound; 0 where the bound does not say."""
+
+    def possible(self, place: Place, way: Way) -> bool:
+        """Whether the least batch of a way fits, exactly: without it no batch does."""
+
+    def ruled_out(self, candidate: Candidate) -> bool:
+        """Whether what is known of others says that it does not fit."""
 
     def confirm(self, candidate: Candidate) -> Confirmation:
         """Whether it fits, exactly."""
@@ -103,11 +110,21 @@ class _Walk:
     ) -> None:
         self.judge, self.rank, self.tally = judge, rank, tally or Tally()
         self.counts = tally is not None
+        self.doubtful: set[tuple[object, int]] = set()
+        """Cards, by how many, of which the last replay failed: there a way is asked for its least
+        batch before any of its batches is timed."""
         self.heap: list[tuple[Any, ...]] = []
         self.serial = 0
-        for place in places:
-            self.tally.candidates += self.size(_Node(PLACE, place))
-            self.push(_Node(PLACE, place), judge.floor_of_place(place))
+        self.dearer: dict[Place, Place] = {}
+        for alike in _alike(places):
+            first, *others = alike
+            for place in alike:
+                self.tally.candidates += self.size(_Node(PLACE, place))
+            for cheap, dear in itertools.pairwise(alike):
+                self.dearer[cheap] = dear
+            for place in others:
+                self.tally.left_out("dominated", self.size(_Node(PLACE, place)))
+            self.push(_Node(PLACE, first), judge.floor_of_place(first))
 
     def size(self, node: _Node) -> int:
         """Candidates below a node, where somebody counts them."""
@@ -142,11 +159,23 @@ class _Walk:
             else:
                 assert node.candidate is not None
                 confirmed = self.judge.confirm(node.candidate)
+                if confirmed.replayed:
+                    change = self.doubtful.discard if confirmed.fits else self.doubtful.add
+                    change(_cards(node.place))
                 if confirmed.fits:
                     yield node.candidate, score, confirmed
                     continue
                 kind = "host_memory" if confirmed.host else "does_not_fit"
+                if confirmed.host and node.place in self.dearer:
+                    self.move(node.candidate, score.hours)
                 self.tally.left_out(kind, 1, confirmed.over_bytes or _UNKNOWN, node.candidate)
+
+    def move(self, candidate: Candidate, hours: float) -> None:
+        """To the next dearer machine with the same cards, whose host has more memory."""
+        place = self.dearer[candidate.place]
+        if self.counts:
+            self.tally.counts["dominated"] -= 1
+        self.push(_Node(TIMED, place, candidate.way, replace(candidate, place=place)), hours)
 
     def open(self, node: _Node) -> None:
         judge, place = self.judge, node.place
@@ -163,6 +192,11 @@ class _Walk:
             self.open_way(place, node.way)
         else:
             assert node.candidate is not None
+            if judge.ruled_out(node.candidate) or (
+                _cards(place) in self.doubtful and not judge.possible(place, node.candidate.way)
+            ):
+                self.tally.left_out("does_not_fit", 1, _UNKNOWN, node.candidate)
+                return
             timed = judge.hours(node.candidate)
             if timed is None:
                 self.tally.left_out("no_time", 1, 0.0, node.candidate)
@@ -182,6 +216,23 @@ class _Walk:
                 self.push(_Node(CANDIDATE, place, way, candidate), self.judge.floor(candidate))
 
 
+def _cards(place: Place) -> tuple[object, int]:
+    return place.cluster.accelerator, place.cluster.devices
+
+
+def _alike(places: Sequence[Place]) -> list[list[Place]]:
+    """Machines with the same cards in the same number, the cheapest first.
+
+    They take the same hours; a dearer one is of use for its host's memory alone.
+    """
+    groups: dict[tuple[object, ...], list[Place]] = {}
+    for place in sorted(places, key=lambda place: (place.usd_per_hour, place.order)):
+        cluster = place.cluster
+        key = (cluster.accelerator, cluster.per_node, cluster.nodes)
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
 _UNKNOWN = float("inf")
 """By how much a replay ran out of memory is not known."""
 
@@ -198,12 +249,18 @@ def _over(score: Score, limits: Limits) -> str | None:
     return None
 
 
-def front(places: Sequence[Place], judge: Judge, limits: Limits, tally: Tally) -> list[Chosen]:
-    """All within the limits that nobody beats in hours and USD, the cheapest first."""
+def front(
+    places: Sequence[Place], judge: Judge, limits: Limits, tally: Tally, *, worth: float = 0.0
+) -> list[Chosen]:
+    """All within the limits that nobody beats in hours and USD, the cheapest first.
+
+    Each is faster than the one before it by more than `worth` of its hours: what is dearer and
+    hardly faster is nobody's choice.
+    """
     chosen: list[Chosen] = []
 
     def drop(score: Score) -> str | None:
-        if chosen and score.hours >= chosen[-1].score.hours:
+        if chosen and score.hours >= chosen[-1].score.hours * (1 - worth):
             return "dominated"  # found later, so no cheaper
         return _over(score, limits)
 

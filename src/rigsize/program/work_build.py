@@ -110,13 +110,13 @@ def build_work(
         WorkSegment(phase.removeprefix("after_"), layer, *lowered[number])
         for phase, layer, _, number in tile(profile, body)
     )
-    weights = _weights(profile)
+    elements, trainable, num_bytes, tensors = _weights(profile)
     return Work(
         segments=segments,
-        parameters=weights[0],
-        trainable=weights[1],
-        tensors=sum(t.trainable for _, t, _ in profile.full_tensors()),
-        weight_bytes=weights[2],
+        parameters=elements,
+        trainable=trainable,
+        tensors=tensors,
+        weight_bytes=num_bytes,
         training=profile.key.use == "training",
         point=dict(point),
     )
@@ -162,11 +162,28 @@ def _shared(sizes: tuple[int, ...], index: int) -> tuple[int, ...]:
     return (*sizes[:index], each, *sizes[index + 1 :])
 
 
-def _weights(profile: Profile) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Elements, trainable elements and bytes by layer, 0 first; a scale's bytes with its weight."""
+_Weights = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+_WEIGHTS: dict[int, tuple[Profile, _Weights]] = {}
+"""By the profile's id, beside the profile, which keeps the id its own."""
+
+
+def _weights(profile: Profile) -> _Weights:
+    """Elements, trainable elements and bytes by layer, 0 first, and the trainable tensors.
+
+    A scale's bytes count with its weight. Asked of one profile at many sizes, counted once.
+    """
+    known = _WEIGHTS.get(id(profile))
+    if known is None:
+        known = _WEIGHTS[id(profile)] = profile, _counted(profile)
+    return known[1]
+
+
+def _counted(profile: Profile) -> _Weights:
     layers = len(profile.full_layers()) + 1
     elements, trainable, num_bytes = ([0] * layers for _ in range(3))
+    tensors = 0
     for name, tensor, layer in profile.full_tensors():
+        tensors += tensor.trainable
         if name.startswith(("buffer:", "input:")):
             continue
         num_bytes[layer] += evaluate(tensor.size, {"1": 1})
@@ -174,4 +191,4 @@ def _weights(profile: Profile) -> tuple[tuple[int, ...], tuple[int, ...], tuple[
             count = prod(tensor.shape)
             elements[layer] += count
             trainable[layer] += count if tensor.trainable else 0
-    return tuple(elements), tuple(trainable), tuple(num_bytes)
+    return tuple(elements), tuple(trainable), tuple(num_bytes), tensors
