@@ -11,23 +11,25 @@ from rigsize.estimate import estimate
 from rigsize.estimated import Estimate
 from rigsize.models import ModelSource
 from rigsize.plan.judge import PipelineJudge
-from rigsize.plan.records import Candidate, Chosen, Confirmation, Place, Score
+from rigsize.plan.records import Candidate, Chosen, Confirmation, Place, Score, Way
 from rigsize.plan.search import Tally
 from rigsize.search import Edit, cheapest_edits
 from rigsize.units import format_bytes
 
 __all__ = ["edits_for", "nearest_misfit"]
 
-LOOKED_AT = 32
-"""Candidates of the least bound above their card whose host is looked at."""
-ESTIMATED = 2
-"""Of these, the nearest that get an Estimate."""
+ESTIMATED = 6
+"""Ways that get an Estimate: each takes up to seconds."""
 
 
 def nearest_misfit(
     source: ModelSource, places: Sequence[Place], judge: PipelineJudge, tally: Tally
 ) -> Chosen | None:
-    """What misses card and host by the fewest bytes; None where the grid is empty."""
+    """What misses card and host by the fewest bytes; None where the grid is empty.
+
+    Of each way the place with the least bound above its card and the smallest micro-batch; of these
+    the few with the least bounds are estimated.
+    """
     found = [
         (_over_bytes(one), candidate.place.order, number, candidate, one)
         for number, candidate in enumerate(_contenders(places, judge, tally))
@@ -55,23 +57,21 @@ def nearest_misfit(
 
 def _contenders(places: Sequence[Place], judge: PipelineJudge, tally: Tally) -> Iterator[Candidate]:
     """Those whose least bytes are the least above card and host, and the nearest by its host."""
-    smallest = (
-        Candidate(place=place, way=way, micro_batch=batches[-1][0], accumulation=batches[-1][1])
-        for place in places
-        for way in judge.ways(place)
-        if (batches := judge.batches(place, way))
-    )
     memory = judge.memory
-
-    def by_card(one: Candidate) -> tuple[object, ...]:
-        return memory.above_bytes(one), one.place.order, one.way.order
+    best: dict[Way, tuple[tuple[object, ...], Candidate]] = {}
+    for place in places:
+        for way in judge.ways(place):
+            for micro, accumulation in judge.batches(place, way)[-1:]:
+                one = Candidate(place=place, way=way, micro_batch=micro, accumulation=accumulation)
+                rank = memory.above_bytes(one), place.order
+                if way not in best or rank < best[way][0]:
+                    best[way] = rank, one
 
     def by_both(one: Candidate) -> tuple[object, ...]:
-        above, *rest = by_card(one)
-        return max(0, memory.above_bytes(one)) + memory.host_over_bytes(one), above, *rest
+        above = memory.above_bytes(one)
+        return max(0, above) + memory.host_over_bytes(one), above, one.place.order, one.way.order
 
-    near = heapq.nsmallest(LOOKED_AT, smallest, key=by_card)
-    yield from heapq.nsmallest(ESTIMATED, near, key=by_both)
+    yield from heapq.nsmallest(ESTIMATED, (one for _, one in best.values()), key=by_both)
     _, by_host = tally.near.get("host_memory", (inf, None))
     if isinstance(by_host, Candidate):
         yield by_host
