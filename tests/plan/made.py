@@ -87,6 +87,9 @@ class TableJudge:
     def batches(self, place: Place, way: Way) -> Sequence[tuple[int, int]]:
         return BATCHES[(self.seed + way.order) % 3 :]
 
+    def size(self, place: Place) -> int:
+        return len(self.candidates(place, self.ways(place)))
+
     def floor_of_place(self, place: Place) -> float:
         return self._floor(place, self.ways(place))
 

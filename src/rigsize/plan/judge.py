@@ -64,7 +64,7 @@ class PipelineJudge:
         self._ways: dict[tuple[object, ...], tuple[list[Way], dict[str, list[Way]]]] = {}
         self._batches: dict[tuple[object, ...], Sequence[tuple[int, int]]] = {}
         self._hours: dict[tuple[object, ...], float | None] = {}
-        self._floors: dict[Place, float] = {}
+        self._sizes: dict[tuple[object, ...], int] = {}
 
     # -- the grid -------------------------------------------------------------------------------
 
@@ -136,6 +136,14 @@ class PipelineJudge:
             sizes = (self.micro_batch,) if self.micro_batch else _PASSES
             return [(size, 1) for size in sizes]
         return batches(self.global_batch, ranks, self.micro_batch)
+
+    def size(self, place: Place) -> int:
+        """Equal at all machines with the same cards."""
+        cluster = place.cluster
+        key = cluster.accelerator, cluster.per_node, cluster.nodes
+        if key not in self._sizes:
+            self._sizes[key] = sum(len(self.batches(place, way)) for way in self.ways(place))
+        return self._sizes[key]
 
     # -- bounds and answers -----------------------------------------------------------------
 

@@ -39,6 +39,9 @@ class Judge(Protocol):
     def batches(self, place: Place, way: Way) -> Sequence[tuple[int, int]]:
         """(micro-batch, accumulation), the largest micro-batch first."""
 
+    def size(self, place: Place) -> int:
+        """Candidates there: the batches of its ways."""
+
     def floor_of_place(self, place: Place) -> float:
         """Hours that nothing there goes below."""
 
@@ -132,8 +135,9 @@ class _Walk:
             return 0
         if node.candidate is not None:
             return 1
-        ways = self.judge.ways(node.place) if node.way is None else (node.way,)
-        return sum(len(self.judge.batches(node.place, way)) for way in ways)
+        if node.way is not None:
+            return len(self.judge.batches(node.place, node.way))
+        return self.judge.size(node.place)
 
     def push(self, node: _Node, hours: float) -> None:
         self.tally.bounds += node.level < TIMED
