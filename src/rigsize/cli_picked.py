@@ -36,7 +36,7 @@ def pick_plan(file: Path, pick: str | None) -> Picked:
     """
     plans = _plans(file)
     if pick is None:
-        pick = next((name for name in PICKS if any(name in _labels(p) for p in plans)), "1")
+        pick = next((name for name in PICKS if any(name in _labels(p) for p in plans)), PICKS[0])
     index = _index(plans, pick)
     plan = plans[index]
     command = plan.get("command")
@@ -72,8 +72,9 @@ def _index(plans: Sequence[Mapping[str, Any]], pick: str) -> int:
     for index, plan in enumerate(plans):
         if pick in _labels(plan):
             return index
-    allowed = (*PICKS, f"1 to {len(plans)}")
-    raise SpecError("pick", pick, "no such plan", allowed=allowed, nearest=nearest(pick, PICKS))
+    named = [name for name in PICKS if any(name in _labels(plan) for plan in plans)]
+    allowed = (*named, f"1 to {len(plans)}")
+    raise SpecError("pick", pick, "no such plan", allowed=allowed, nearest=nearest(pick, named))
 
 
 def _labels(plan: Mapping[str, Any]) -> Sequence[Any]:

@@ -449,6 +449,20 @@ def test_without_a_cheapest_the_fastest_is_picked(
     assert json.loads(capsys.readouterr().out)["gpus"] == "H100-80GB-SXM:8"
 
 
+def test_what_misses_the_limits_is_picked_by_number_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = plan_file(tmp_path)
+    document = json.loads(file.read_text())
+    document["plans"] = [document["plans"][0] | {"labels": ["nearest"]}]
+    file.write_text(json.dumps(document))
+    words = ["emit", "--plan", str(file), "--offline", "--json", "--out", str(tmp_path / "a")]
+    assert run(words) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["field"], error["allowed"]) == ("pick", ["1 to 1"])
+    assert run([*words, "--pick", "1"]) == 0
+
+
 @pytest.mark.parametrize("pick", ["slowest", "3", "0"])
 def test_no_such_plan(pick: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["emit", "--plan", str(plan_file(tmp_path)), "--pick", pick, "--out", str(tmp_path)]
