@@ -13,6 +13,7 @@ from rigsize.keys import key_for
 from rigsize.models import ModelSource, published_bytes
 from rigsize.program.attention_work import attention_kernels
 from rigsize.program.environment import Environment, environment_of
+from rigsize.program.four_bit_work import OP, product_kernels
 from rigsize.program.lower import attention_kernel, node_of
 from rigsize.program.tiling import tile
 from rigsize.program.work import Kernel, Work, WorkSegment
@@ -104,7 +105,9 @@ def build_work(
     body = profile.body_at(point)
     if body is None:
         raise TraceFailed("size", dict(point), "the profile was not proved for this size")
-    lowering = _Lowering(profile.key.point(point), environment, half_dtype)
+    lowering = _Lowering(
+        profile.key.point(point), environment, half_dtype, profile.key.quantization
+    )
     lowered = [lowering.template(events) for events in body.templates]
     segments = tuple(
         WorkSegment(phase.removeprefix("after_"), layer, *lowered[number])
@@ -125,8 +128,11 @@ def build_work(
 class _Lowering:
     """Templates of events to kernels of one size on one device."""
 
-    def __init__(self, point: Mapping[str, int], environment: Environment, half: str) -> None:
+    def __init__(
+        self, point: Mapping[str, int], environment: Environment, half: str, quantization: str
+    ) -> None:
         self.values, self.environment, self.half = monomials_at(point), environment, half
+        self.nested = quantization == "nf4-double"
 
     def template(self, events: tuple[Event, ...]) -> tuple[tuple[Kernel, ...], int]:
         """(kernels, dispatches) of one segment, equal kernels counted."""
@@ -137,7 +143,11 @@ class _Lowering:
             if event.kind == DISPATCHES:
                 dispatches += times
                 continue
-            for kernel in self._kernels(event):
+            kernels, more = self._kernels(event), 0
+            if event.op == OP:
+                kernels, more = product_kernels(kernels[0], self.environment, nested=self.nested)
+            dispatches += times * more
+            for kernel in kernels:
                 launches[kernel] += times * kernel.launches
         return tuple(k._replace(launches=n) for k, n in launches.items()), dispatches
 

@@ -13,6 +13,7 @@ from rigsize.program.mesh import mesh_of
 from rigsize.program.work import Work
 from rigsize.program.work_build import decode_work_for, work_for
 from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.spec.quantization import BITSANDBYTES
 from rigsize.steptime.calibration import Calibration
 from rigsize.steptime.rates import Rates, generation_of, rates_of_passes
 from rigsize.steptime.run_lines import AROUND, Around, RunTime, run_time_of
@@ -111,7 +112,10 @@ def run_time(
         calibration=calibration,
         draws=draws,
     )
-    return replace(found, rates=rates)
+    said = found.assumptions
+    if strategy.stored_as in BITSANDBYTES:
+        said += ("the Python of bitsandbytes around its layers is not in the host's time",)
+    return replace(found, rates=rates, assumptions=said)
 
 
 def has_stored_work(
