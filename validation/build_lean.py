@@ -26,7 +26,7 @@ LARGE_CARDS = ("A100-80GB-PCIe", "H200-SXM")
 HEAD = """# The seed beside the lean recipe
 
 Written by `python validation/build_lean.py`. Device peaks in GiB on one A100 80 GB (H200 where
-that is too small), predicted, not measured: no GPU was at hand. Hours are not answered yet.
+that is too small), predicted, not measured: no GPU was at hand.
 
 *Article*: GPUs x size class in GB as published. *Seed recipe*: our prediction of the article's own
 row on one GPU where it ran on one. *Lean*: no padding, LM head on masked positions, bf16 products

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from rigsize.edit_times import EditTime, step_s, time_of_edit
 from rigsize.errors import SizingError, UnsupportedCombination
 from rigsize.estimate import (
     Estimate,
@@ -126,6 +127,10 @@ class Edit:
     """Of a node: what is saved on the card may lie there."""
     verdict: str
     """Of card and, where its memory is known, host."""
+    saved_on_host_bytes: int = 0
+    """What a micro-step sends there with `--offload activations`."""
+    time: EditTime | None = None
+    """What it costs in time; None before `cheapest_edits` has looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,22 @@ def cheapest_edits(answer: Estimate, count: int = 3) -> list[Edit]:
         if edit is not None:
             tried.append(edit)
             found += [edit] if edit.verdict != "does_not_fit" else []
-    return found or sorted(tried, key=lambda e: -e.saved_bytes)[:count]
+    return _timed(answer, found or sorted(tried, key=lambda e: -e.saved_bytes)[:count])
+
+
+def _timed(answer: Estimate, edits: list[Edit]) -> list[Edit]:
+    """Each with what it costs in time, where that is known without a trace."""
+    if not edits:
+        return []
+    before = step_s(answer, answer.strategy, _sent_bytes(answer))
+    return [
+        replace(edit, time=time_of_edit(answer, before, edit.strategy, edit.saved_on_host_bytes))
+        for edit in edits
+    ]
+
+
+def _sent_bytes(answer: Estimate) -> int:
+    return sum(map(sum, answer.program.saved_on_host.values()))
 
 
 HOPELESS = 50
@@ -344,4 +364,5 @@ def _try(answer: Estimate, combination: tuple[_Change, ...], strategy: Strategy)
         device_peak_bytes=after_bytes,
         host_peak_bytes=after.host.peak_bytes,
         verdict=after.fit.verdict,
+        saved_on_host_bytes=_sent_bytes(after),
     )

@@ -284,3 +284,24 @@ def test_a_decoding_step_attends_to_all_keys(monkeypatch: Any, tmp_path: Any) ->
     # The two query heads of a head of keys are handed over as two queries.
     assert calls == {(2, 2, 2, 24, 40, 2)}
     assert {kernel.sizes[1] for kernel in kernels if kernel.kind == "gemm"} == {2}
+
+
+@pytest.mark.parametrize(
+    ("method", "launches", "dispatches"), [("nf4", 2, 7), ("nf4-double", 4, 10)]
+)
+def test_a_4_bit_layer_is_what_bitsandbytes_launches(
+    hand_made: Profile, method: str, launches: int, dispatches: int
+) -> None:
+    # 2,048 rows: the whole weight beforehand; one operator is dispatched around it all.
+    sizes: tuple[Expression, ...] = (((1, "1"),), ((1, "BS"),), ((32, "1"),), ((64, "1"),))
+    label = ("gemm_4bit", "bfloat16", "nt", 1)
+    product = Event("kernel", None, "bitsandbytes::gemm_4bit", numbers=sizes, label=label)
+    events = (Event(DISPATCHES, None, label=(1,)), product)
+    body = replace(hand_made.bodies[0], templates=(events,))
+    key = replace(hand_made.key, quantization=method)
+    profile = replace(hand_made, key=key, bodies=(body,))
+    work = build_work(profile, {"B": 256, "S": 8, "T": 0}, A100)
+    segment = work.segments[0]
+    assert sum(kernel.launches for kernel in segment.kernels) == launches
+    assert segment.dispatches == dispatches
+    assert {kernel.kind for kernel in segment.kernels} >= {"copy", "gemm"}

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from tests.report.conftest import Estimated
 
+from rigsize.edit_times import EditTime
 from rigsize.report.answer import Answer, command_of
 from rigsize.report.console import PLAIN_WIDTH, write
+from rigsize.report.document import edit_document
 from rigsize.report.explain import explain, explain_text
 from rigsize.report.text import estimate_text, headline
 from rigsize.search import Edit
@@ -105,6 +107,27 @@ def test_over_by_how_much_and_what_would_fit(
     assert "9.00 GiB" not in text  # nothing goes to the host
     moved = dataclasses.replace(edit, flags="--offload optimizer")
     assert "9.00 GiB" in printed(estimate_text(misfit(estimated, (moved,))), capsys)
+
+
+def test_an_edit_says_what_it_costs_in_time(
+    estimated: Estimated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit = an_edit(misfit(estimated), "fits")
+    time = EditTime(before_s=2.0, after_s=2.6, times_as_long=1.3, reason="")
+    costly = dataclasses.replace(edit, time=time)
+    text = " ".join(printed(estimate_text(misfit(estimated, (costly,))), capsys).split())
+    assert "1.30 x" in text
+    assert "a step now takes 2.0 s" in text
+    assert edit_document(costly)["time"] == {
+        "step_before_s": 2.0,
+        "step_after_s": 2.6,
+        "times_as_long": 1.3,
+    }
+    unknown = EditTime(before_s=2.0, after_s=None, times_as_long=None, reason="not stored")
+    silent = dataclasses.replace(edit, time=unknown)
+    text = printed(estimate_text(misfit(estimated, (silent,))), capsys)
+    assert "step unknown: not stored" in text
+    assert edit_document(silent)["time"]["step_after_s_unknown_reason"] == "not stored"
 
 
 def test_edits_that_are_not_enough_say_so(

@@ -259,4 +259,20 @@ def edit_document(edit: Edit) -> dict[str, Any]:
         "device_peak_bytes": edit.device_peak_bytes,
         "host_peak_bytes": edit.host_peak_bytes,
         "verdict": edit.verdict,
+        "time": _time_of_edit(edit),
     }
+
+
+def _time_of_edit(edit: Edit) -> dict[str, Any]:
+    """Seconds of a step before and after, null with a reason where one is unknown."""
+    time = edit.time
+    why = "not asked for" if time is None else time.reason
+    found = {
+        "step_before_s": time and time.before_s,
+        "step_after_s": time and time.after_s,
+        "times_as_long": time and time.times_as_long,
+    }
+    document: dict[str, Any] = {}
+    for key, value in found.items():
+        document |= unknown(key, why) if value is None else {key: value}
+    return document

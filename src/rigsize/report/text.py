@@ -18,7 +18,7 @@ from rigsize.report.console import table
 from rigsize.report.host import host_text
 from rigsize.report.time import time_text
 from rigsize.search import HOPELESS, is_hopeless
-from rigsize.units import format_bytes, format_count
+from rigsize.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rigsize.estimate import Estimate
     from rigsize.program.mesh import Mesh
+    from rigsize.search import Edit
 
 __all__ = ["estimate_text", "headline", "what_would_fit"]
 
@@ -285,14 +286,32 @@ def what_would_fit(answer: Answer) -> Iterator[RenderableType]:
     host = ("host",) * any("--offload" in edit.flags for edit in answer.edits)
     made = table(
         title,
-        *("change", "add to the command", "saves", "device peak", *host, ""),
-        right=("saves", "device peak", "host"),
+        *("change", "add to the command", "saves", "device peak", *host, "step", ""),
+        right=("saves", "device peak", "host", "step"),
     )
     for edit in answer.edits:
         sizes = [edit.saved_bytes, edit.device_peak_bytes]
         sizes += [edit.host_peak_bytes] if host else []
-        made.add_row(edit.name, edit.flags, *map(format_bytes, sizes), _WORDS[edit.verdict])
+        words = (_step_of(edit), _WORDS[edit.verdict])
+        made.add_row(edit.name, edit.flags, *map(format_bytes, sizes), *words)
     yield made
+    yield from _step_lines(answer)
+
+
+def _step_of(edit: Edit) -> str:
+    """How much longer a text takes, at p50."""
+    longer = None if edit.time is None else edit.time.times_as_long
+    return "unknown" if longer is None else f"{longer:.2f} x"
+
+
+def _step_lines(answer: Answer) -> Iterator[str]:
+    times = [edit.time for edit in answer.edits if edit.time is not None]
+    before = next((time.before_s for time in times if time.before_s is not None), None)
+    if before is not None:
+        now = format_duration(before)
+        yield f"  step: the time a text takes at p50, beside now's; a step now takes {now}"
+    for reason in dict.fromkeys(time.reason for time in times if time.reason):
+        yield f"  step unknown: {reason}"
 
 
 def _why_nothing_helps(answer: Answer) -> str:
