@@ -48,6 +48,7 @@ def test_a_text_is_compared_with_a_text(answer: Estimate) -> None:
     found = time_of_edit(answer, before, replace(STRATEGY, micro_batch=16), 0)
     assert found.before_s
     assert found.after_s
+    assert found.times_as_long is not None
     assert found.times_as_long == pytest.approx(2 * found.after_s / found.before_s)
     assert found.times_as_long >= 0.99
 

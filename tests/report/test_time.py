@@ -50,7 +50,7 @@ def test_the_lines_and_their_prices_are_shown(capsys: pytest.CaptureFixture[str]
     # 474 s of training at 2 USD an hour.
     assert "training 7 min 54 s 6 min 19 s to 11 min 51 s 0.26 derived" in text
     assert "a step 10.0 s (8.0 s to 15.0 s), bound by compute; MFU 50%" in text
-    assert "2.00 USD/h on demand, price of 2026-11-01" in text
+    assert "2.00 USD/h on demand, price of 2026-11-01 from a page" in text
     assert "products" not in text
 
 

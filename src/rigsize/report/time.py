@@ -152,7 +152,8 @@ def _money(timed: Timed) -> Iterator[str]:
     gpus = f"{offer.gpu_count:g} GPUs, " if offer.gpu_count > 1 else ""
     where = f"{machines}{offer.provider} {offer.instance} ({gpus}{offer.region})"
     dated = cost.price_date or "an unknown day"
-    rate = f"{cost.usd_per_hour:,.2f} USD/h {kind}, price of {dated} by {offer.source}"
+    source = f" from {offer.source}" if offer.source else ""
+    rate = f"{cost.usd_per_hour:,.2f} USD/h {kind}, price of {dated}{source}"
     total = f"{_usd(cost.usd)} USD on {where}" if cost.lines else where
     yield f"  price: {total}, {rate}{_other(cost)}"
     for words, value in per_million(timed).items():
