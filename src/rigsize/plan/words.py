@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _REASONS = {
-    "dominated": "another is no slower and no dearer",
+    "dominated": "another is no dearer, and no slower or hardly",
     "does_not_fit": "does not fit the card",
     "host_memory": "does not fit the machine's own memory",
     "over_price": "over the price",
