@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rigsize import cli_time
 from rigsize.cli import run
+from rigsize.cli_job import parse_job
+from rigsize.cli_settings import Settings
 from rigsize.errors import TraceFailed
 from rigsize.program.work import Work
 from tests.report import hand_made
@@ -309,3 +313,14 @@ def test_a_card_without_a_torch_of_today_says_whose_time_it_is(ran: Ran) -> None
     assert "PyTorch on K80: no (dropped" in " ".join(ran(*TUNED, "--gpus", "K80")[1].split())
     assert document(ran, *TUNED, "--gpus", "K80")["time"]["notes"]
     assert document(ran, *TUNED)["time"]["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "downloads"),
+    [("bundled", True), ("hub", True), ("hub-cache", False), ("folder", False), ("config", False)],
+)
+def test_what_lies_here_is_not_downloaded(origin: Any, downloads: bool) -> None:
+    settings = Settings({"model": "xlm-roberta-base", "offline": True})
+    job = parse_job(settings)
+    job = replace(job, source=replace(job.source, origin=origin, path="somewhere"))
+    assert cli_time._around(settings, job, 0).downloads is downloads
