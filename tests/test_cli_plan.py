@@ -186,6 +186,21 @@ def test_what_is_said_of_a_zero_plan(ran: Ran) -> None:
     assert out.count("`rigsize train` does not run ZeRO") == 1
 
 
+def test_at_most_is_no_less_than_a_replay_says(
+    ran: Ran, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wishes = ("--examples", "100000000", "--gpu", "L4", "--provider", "gcp")
+    plans = json.loads(ran(*wishes, "--json")[1])["plans"]
+    concluded = [plan for plan in plans if plan["memory"].get("at_most_bytes") is not None]
+    assert concluded
+    for plan in concluded:
+        assert plan["labels"] == ["front"]
+        assert run([*shlex.split(plan["command"])[1:], "--no-time", "--json"]) == 0
+        replayed = json.loads(capsys.readouterr().out)["memory"]
+        assert replayed["high_bytes"] <= plan["memory"]["at_most_bytes"]
+    assert "<= " in ran(*wishes)[1]
+
+
 def test_a_fact_that_a_replay_contradicts(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     """All is said to fit: what is named must fit by a replay of its own nonetheless."""
     arguments = (*TEXTS, "--own", "L4:1", "--global-batch", "4096", "--json")
