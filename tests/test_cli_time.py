@@ -170,7 +170,7 @@ def test_a_missing_file_is_a_mistake_always(
     missing = str(tmp_path / "none.csv")
     code, out, err = ran(*BASE, "--padding", padding, f"--{flag}", missing, *more)
     assert (code, out) == (2, "")
-    assert missing in err
+    assert missing[:60] in err  # a long path is cut
 
 
 def test_inference_has_rates_and_a_price_a_million(ran: Ran, offers: Path) -> None:

@@ -239,7 +239,7 @@ def test_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "another machine" in " ".join(named.notes)
     with pytest.raises(UnsupportedCombination, match="not on L4"):
         calibration_asked(str(file), "L4")
-    with pytest.raises(SpecError, match="not a Record"):
+    with pytest.raises(SpecError, match="no such file"):
         calibration_asked(str(tmp_path / "missing.json"), H100.id)
     with pytest.raises(SpecError, match="of no calibration"):
         calibration_asked(str(write_record(tmp_path, a_record())), H100.id)
