@@ -87,9 +87,9 @@ def test_an_encoder_and_decoder_on_two_ranks(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_hold_half_of_the_parameters_each(folder: Path) -> None:
-    # So many like layers that one gathered whole, and the root, are little beside the shards.
-    deep = {"config": {"hidden_size": 64, "num_hidden_layers": 12}, "micro_batch": 1}
+    # So many like layers that one gathered whole, the root, and what gloo copies on threads of its
+    # own (more or less at a time) are little beside the shards.
+    deep = {"config": {"hidden_size": 64, "num_hidden_layers": 24}, "micro_batch": 1}
     one = run_ranks(1, folder, "deep/one", **deep)
     two = run_ranks(2, folder, "deep/two", **deep, parallel="fsdp")
-    # Gloo copies what it sends on threads of its own: how many at a time varies, .67 to .71 here.
-    assert max(two["peaks"]) < 0.75 * one["peaks"][0]
+    assert max(two["peaks"]) < 0.7 * one["peaks"][0]
