@@ -23,6 +23,7 @@ from rigsize.plan.records import Candidate, Place, Way
 from rigsize.plan.traces import Traces
 from rigsize.plan.works import Works
 from rigsize.spec import Strategy, Workload
+from rigsize.steptime.run_time import run_time
 
 SOURCE = resolve_model("xlm-roberta-base")
 WORKLOAD = Workload(
@@ -173,3 +174,16 @@ def test_cards_that_cannot_compute_in_a_precision_are_named() -> None:
     assert find_accelerator("T4").supports_bf16 is False
     assert {way.strategy.policy.half_dtype for way in JUDGE.ways(there)} <= {"float16", "float32"}
     assert JUDGE.left_out(there).get("dtype_missing", 0) > 0
+
+
+@needs_profiles
+def test_a_plan_takes_the_hours_of_its_estimate() -> None:
+    """What is downloaded is the published fp32 file, whatever the run computes in."""
+    ways = (c for c in GRID if c.way.strategy.precision == "bf16")
+    candidate = next(c for c in ways if c.micro_batch == 8)
+    cluster, strategy = candidate.place.cluster, candidate.strategy
+    told = run_time(SOURCE, candidate.way.workload, strategy, cluster, draws=0)
+    planned = CLOCK.run_time(candidate, draws=0)
+    assert [line.name for line in planned.lines] == [line.name for line in told.lines]
+    for ours, theirs in zip(planned.lines, told.lines, strict=True):
+        assert ours.seconds.p50 == pytest.approx(theirs.seconds.p50)

@@ -12,6 +12,7 @@ from rigsize.models import ModelSource
 from rigsize.plan.records import Way, point_at
 from rigsize.point import point_of
 from rigsize.program.environment import Environment, environment_of
+from rigsize.program.work_build import half_dtype_on
 from rigsize.spec import Strategy
 from rigsize.trace.profile import Profile, TraceKey
 from rigsize.trace.store import find_profile, find_work, stored_profile, stored_work
@@ -53,7 +54,7 @@ class Traces:
         """What decides a way's kernels on a card, beside the sizes: equal for like cards."""
         if (accelerator, way) not in self._kernels:
             environment = environment_of(accelerator, way.strategy)
-            half = way.strategy.policy.half_dtype
+            half = half_dtype_on(accelerator, way.strategy)
             self._kernels[accelerator, way] = (self.key(way, accelerator), environment, half)
         return self._kernels[accelerator, way]
 

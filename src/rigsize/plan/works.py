@@ -11,14 +11,14 @@ from rigsize.models import ModelSource
 from rigsize.plan.records import Way, point_at
 from rigsize.plan.traces import Traces
 from rigsize.program.work import Work
-from rigsize.program.work_build import build_work, work_for
+from rigsize.program.work_build import Weights, build_work, weights_of, with_published, work_for
 from rigsize.spec import Cluster
-from rigsize.trace.profile import Profile
+from rigsize.trace.profile import Profile, TraceKey
 
 __all__ = ["Works"]
 
-
 _FEW = 4
+"""Texts of the smaller of two Programs that tell what is saved on the host."""
 
 
 class Works:
@@ -28,6 +28,7 @@ class Works:
         self.source, self.traces = source, traces
         self._asked: dict[tuple[Way, Accelerator, int], Work] = {}
         self._works: dict[tuple[object, ...], Work] = {}
+        self._weights: dict[TraceKey, Weights] = {}
         self._sent_bytes: dict[tuple[object, ...], int] = {}
 
     def of(self, way: Way, card: Accelerator, micro_batch: int) -> Work:
@@ -48,7 +49,12 @@ class Works:
             if profile is None or profile.body_at(point) is None:
                 strategy = with_batch(way.strategy, micro_batch)
                 return work_for(self.source, way.workload, strategy, card, point)
-            self._works[key] = build_work(profile, point, environment, half_dtype=half)
+            if trace not in self._weights:
+                self._weights[trace] = weights_of(profile)
+            work = build_work(
+                profile, point, environment, half_dtype=half, weights=self._weights[trace]
+            )
+            self._works[key] = with_published(work, self.source)
         return self._works[key]
 
     def profile(self, way: Way, card: Accelerator) -> Profile:

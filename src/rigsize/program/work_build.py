@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
+from typing import NamedTuple
 
 from rigsize.errors import TraceFailed
 from rigsize.hardware.accelerators import Accelerator
@@ -22,7 +23,15 @@ from rigsize.trace.profile import DISPATCHES, KERNEL, Event, Profile, TraceKey
 from rigsize.trace.sizes import evaluate, monomials_at
 from rigsize.trace.store import find_work
 
-__all__ = ["build_work", "decode_work_for", "work_for"]
+__all__ = [
+    "Weights",
+    "build_work",
+    "decode_work_for",
+    "half_dtype_on",
+    "weights_of",
+    "with_published",
+    "work_for",
+]
 
 _GROUPED = {"m": 1, "n": 2, "k": 3}
 """Which size of a product is that of all groups together."""
@@ -65,10 +74,20 @@ def _built(
 ) -> Work:
     profile = _LAST.found(source, key, point)
     environment = environment_of(accelerator, strategy)
+    half = half_dtype_on(accelerator, strategy)
+    return with_published(build_work(profile, point, environment, half_dtype=half), source)
+
+
+def half_dtype_on(accelerator: Accelerator, strategy: Strategy) -> str:
+    """The 16-bit dtype of the kernels, whatever the trace was made in."""
     half = strategy.policy.half_dtype
     if half == "bfloat16" and not (accelerator.is_cpu or accelerator.supports_bf16):
-        half = "float16"  # only over quantised weights, whose compute dtype is free to be fp16
-    work = build_work(profile, point, environment, half_dtype=half)
+        return "float16"  # only over quantised weights, whose compute dtype is free to be fp16
+    return half
+
+
+def with_published(work: Work, source: ModelSource) -> Work:
+    """The work with the bytes of the file that its model comes from."""
     num_bytes, note = published_bytes(source, sum(work.parameters))
     return replace(work, published_bytes=num_bytes, published_note=note)
 
@@ -100,8 +119,12 @@ def build_work(
     environment: Environment,
     *,
     half_dtype: str = "bfloat16",
+    weights: Weights | None = None,
 ) -> Work:
-    """The work of a profile of work at one size; TraceFailed outside its proved domains."""
+    """The work of a profile of work at one size; TraceFailed outside its proved domains.
+
+    `weights` are the profile's own (`weights_of`), where it is asked at many sizes.
+    """
     body = profile.body_at(point)
     if body is None:
         raise TraceFailed("size", dict(point), "the profile was not proved for this size")
@@ -113,13 +136,13 @@ def build_work(
         WorkSegment(phase.removeprefix("after_"), layer, *lowered[number])
         for phase, layer, _, number in tile(profile, body)
     )
-    elements, trainable, num_bytes, tensors = _weights(profile)
+    held = weights or weights_of(profile)
     return Work(
         segments=segments,
-        parameters=elements,
-        trainable=trainable,
-        tensors=tensors,
-        weight_bytes=num_bytes,
+        parameters=held.elements,
+        trainable=held.trainable,
+        tensors=held.tensors,
+        weight_bytes=held.num_bytes,
         training=profile.key.use == "training",
         point=dict(point),
     )
@@ -172,23 +195,20 @@ def _shared(sizes: tuple[int, ...], index: int) -> tuple[int, ...]:
     return (*sizes[:index], each, *sizes[index + 1 :])
 
 
-_Weights = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-_WEIGHTS: dict[int, tuple[Profile, _Weights]] = {}
-"""By the profile's id, beside the profile, which keeps the id its own."""
+class Weights(NamedTuple):
+    """Of a profile's tensors by layer, 0 first."""
+
+    elements: tuple[int, ...]
+    trainable: tuple[int, ...]
+    """Elements of those that are trained."""
+    num_bytes: tuple[int, ...]
+    """As they are stored; a scale's with its weight."""
+    tensors: int
+    """That are trained, of all layers."""
 
 
-def _weights(profile: Profile) -> _Weights:
-    """Elements, trainable elements and bytes by layer, 0 first, and the trainable tensors.
-
-    A scale's bytes count with its weight. Asked of one profile at many sizes, counted once.
-    """
-    known = _WEIGHTS.get(id(profile))
-    if known is None:
-        known = _WEIGHTS[id(profile)] = profile, _counted(profile)
-    return known[1]
-
-
-def _counted(profile: Profile) -> _Weights:
+def weights_of(profile: Profile) -> Weights:
+    """What does not depend on the sizes: asked of one profile at many of them, counted once."""
     layers = len(profile.full_layers()) + 1
     elements, trainable, num_bytes = ([0] * layers for _ in range(3))
     tensors = 0
@@ -201,4 +221,4 @@ def _counted(profile: Profile) -> _Weights:
             count = prod(tensor.shape)
             elements[layer] += count
             trainable[layer] += count if tensor.trainable else 0
-    return tuple(elements), tuple(trainable), tuple(num_bytes), tensors
+    return Weights(tuple(elements), tuple(trainable), tuple(num_bytes), tensors)
