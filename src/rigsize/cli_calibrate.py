@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_common import Given, device_of, print_answer, say, settings_of, typed
 from rigsize.errors import SpecError
+from rigsize.run.checks import DEVICES
 from rigsize.spec.checks import one_of
 
 if TYPE_CHECKING:
     from rigsize.run.record import Record
 
 __all__ = ["calibrate_verb"]
-
-DEVICES = ("cpu", "cuda")
 
 
 def calibrate_verb(given: Given) -> int:

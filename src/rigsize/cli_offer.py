@@ -20,7 +20,6 @@ __all__ = ["CHOOSING", "catalogue_of", "offer_of", "with_offered_host"]
 
 CHOOSING = ("offer", "provider", "offers")
 """Flags that choose a machine to rent."""
-GIB = 1024**3
 
 
 def catalogue_of(settings: Settings, today: date) -> Catalogue:
@@ -63,9 +62,9 @@ def with_offered_host(settings: Settings, target: Target) -> Target:
         offer = offer_of(settings, catalogue, target.cluster)
     except SizingError:
         return target
-    if not offer.host_memory_gib:
+    size = offer.host_memory_bytes
+    if size is None:
         return target
-    size = int(offer.host_memory_gib * GIB)
     settings.assumed.append(
         f"host-memory {format_bytes(size)}: that of {offer.provider} {offer.instance}"
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rigsize.cli_settings import Settings
 from rigsize.errors import SpecError
 from rigsize.hardware import Accelerator, parse_gpus
+from rigsize.hardware.accelerators import with_headroom
 from rigsize.spec import Cluster
 from rigsize.units import format_bytes, parse_bytes
 
@@ -36,7 +37,7 @@ def parse_target(settings: Settings) -> Target:
     headroom = _headroom(settings, gpus.accelerator)
     return Target(
         cluster=Cluster(
-            accelerator=_less(gpus.accelerator, headroom),
+            accelerator=with_headroom(gpus.accelerator, headroom),
             per_node=gpus.per_node,
             nodes=gpus.nodes,
             host_memory_bytes=_host_memory(settings),
@@ -69,11 +70,3 @@ def _headroom(settings: Settings, accelerator: Accelerator) -> int:
         allowed = (f"less than {format_bytes(capacity)}", "percentages below 100, such as 10%")
         raise SpecError("headroom", text, "leaves nothing of the card", allowed=allowed)
     return wanted
-
-
-def _less(accelerator: Accelerator, headroom_bytes: int) -> Accelerator:
-    """The same card with less memory, so that every replay keeps the headroom."""
-    capacity = accelerator.capacity
-    if not headroom_bytes or capacity is None:
-        return accelerator
-    return replace(accelerator, capacity=replace(capacity, value=capacity.value - headroom_bytes))

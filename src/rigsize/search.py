@@ -25,6 +25,7 @@ from rigsize.point import point_of
 from rigsize.program.bound import least_states_bytes
 from rigsize.program.mesh import accumulation_for, mesh_of
 from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.spec.strategy import FSDPS, SHARDS_WEIGHTS
 from rigsize.spec.workload import MAX_BATCH, MAX_LENGTH, with_length
 from rigsize.trace.profile import Profile
 from rigsize.trace.store import stored_profile
@@ -245,18 +246,14 @@ def _changes(answer: Estimate) -> list[_Change]:
     return [*changes, *_offloads(answer)]
 
 
-_WHOLE_TO_HOST = ("fsdp", "hsdp", "zero3")
-"""What can keep parameters on the host (`Strategy`'s `offload cpu`)."""
-
-
 def _offloads(answer: Estimate) -> Iterator[_Change]:
     """What may go to the host; combinations that nothing runs are left out where they are made."""
     strategy, training = answer.strategy, answer.workload.training
     if strategy.offload != "none":
         return
-    if training and strategy.parallel not in ("fsdp", "hsdp"):
+    if training and strategy.parallel not in FSDPS:
         yield _option("optimizer states and step on the host", "--offload", "optimizer")
-    if strategy.parallel in _WHOLE_TO_HOST:
+    if strategy.parallel in SHARDS_WEIGHTS:  # what `offload cpu` is for
         yield _option("parameters and states on the host", "--offload", "cpu")
     elif not answer.workload.generates and strategy.parallel in ("single", "ddp"):
         held = "parameters and states" if training else "parameters"

@@ -25,12 +25,12 @@ from rigsize.hardware import Accelerator, find_accelerator, parse_gpus
 from rigsize.models import ModelSource, resolve_model
 from rigsize.run import host
 from rigsize.run.calibrated import Calibrated, Sample
+from rigsize.run.checks import DEVICES
 from rigsize.run.record import STATISTICS, Memory, ModelIdentity, Record, now
 from rigsize.spec import Strategy, Workload
 
-__all__ = ["DEVICES", "calibrate"]
+__all__ = ["calibrate"]
 
-DEVICES = ("cpu", "cuda")
 _MODEL = "xlm-roberta-base"
 _LIKE = "A100-80GB"
 _WHOLE_S, _QUICK_WHOLE_S = 110.0, 12.0

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from rigsize.emit.launch import ACCELERATE, DEEPSPEED, File, Launch, comment
+from rigsize.emit.scripts import PORT
 from rigsize.program.mesh import mesh_of
 from rigsize.spec import Strategy
+from rigsize.spec.strategy import FSDPS
 from rigsize.spec.zero import ZEROS
 
 __all__ = ["accelerate_config", "accelerate_file"]
 
-_PORT = 29500
 _MIXED = {"amp-bf16": "bf16", "amp-fp16": "fp16"}
 
 
@@ -38,14 +39,14 @@ def accelerate_config(launch: Launch) -> dict[str, Any]:
         "rdzv_backend": "static",
     }
     if cluster.nodes > 1:
-        document["main_process_port"] = _PORT
+        document["main_process_port"] = PORT
     if strategy.parallel not in ZEROS:  # beside a DeepSpeed file it would be said twice
         document["mixed_precision"] = _MIXED.get(strategy.precision, "no")
     if strategy.compile:
         document["dynamo_config"] = {"dynamo_backend": "INDUCTOR"}
     if strategy.parallel in ZEROS:
         document["deepspeed_config"] = _deepspeed(launch)
-    if strategy.parallel in ("fsdp", "hsdp"):
+    if strategy.parallel in FSDPS:
         document["fsdp_config"] = _fsdp(strategy)
     if strategy.parallel == "hsdp":
         mesh = mesh_of(strategy, cluster)
@@ -79,7 +80,7 @@ def _kind(launch: Launch) -> str:
     parallel = launch.strategy.parallel
     if parallel in ZEROS:
         return "DEEPSPEED"
-    if parallel in ("fsdp", "hsdp"):
+    if parallel in FSDPS:
         return "FSDP"
     if parallel == "single" or launch.ranks == 1:
         return "NO"
@@ -160,7 +161,7 @@ def _precision_notes(strategy: Strategy) -> Iterator[str]:
 
 
 def _memory_notes(strategy: Strategy) -> Iterator[str]:
-    sharded = strategy.parallel in ("fsdp", "hsdp")
+    sharded = strategy.parallel in FSDPS
     if strategy.recompute == "block" and not sharded:
         yield "recompute block (gradient_checkpointing)"
     elif strategy.recompute not in ("none", "block"):
@@ -188,7 +189,7 @@ def _own_notes(launch: Launch) -> Iterator[str]:
             "accelerate starts several CPU ranks through mpirun alone: torchrun --nproc-per-node"
             f" {launch.cluster.per_node} YOUR_SCRIPT.py does without"
         )
-    if strategy.parallel in ("fsdp", "hsdp"):
+    if strategy.parallel in FSDPS:
         yield (
             "accelerate wraps the model's _no_split_modules, the plan its layers: set"
             " fsdp_transformer_layer_cls_to_wrap where the two differ"

@@ -12,7 +12,7 @@ from rigsize.emit.launch import ACCELERATE, RUN, SBATCH, SPEC, File, Launch, com
 __all__ = ["run_file", "sbatch_file"]
 
 _HERE = 'HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)'
-_PORT = 29500
+PORT = 29500
 _MOST_HOURS_MARGIN = 1.25
 """Of a time limit over the slow end of the prediction: a job that is cut off has run for nothing
 since its last checkpoint."""
@@ -86,7 +86,7 @@ def _starter(launch: Launch) -> str:
         # Ranks that are started again otherwise find the keys of those before them.
         "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1\n"
         f"torchrun --nnodes {nodes} --nproc-per-node {per_node} --max-restarts 3 \\\n"
-        f'    --rdzv-backend c10d --rdzv-endpoint "$HEAD:{_PORT}" --rdzv-id {_name(launch)} \\\n'
+        f'    --rdzv-backend c10d --rdzv-endpoint "$HEAD:{PORT}" --rdzv-id {_name(launch)} \\\n'
         "   "
     )
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from rigsize.provenance import BASES, Basis, Sourced
 from rigsize.units import GIB, MIB
 
-__all__ = ["Accelerator", "Band", "load_accelerators", "native_dtypes"]
+__all__ = ["Accelerator", "Band", "load_accelerators", "native_dtypes", "with_headroom"]
 
 TABLE = Path(__file__).parent / "data" / "accelerators.csv"
 
@@ -142,6 +142,19 @@ class Accelerator:
     def is_cpu(self) -> bool:
         """Whether this is the host itself, which has no reserved and no device memory."""
         return self.software_stack == "cpu"
+
+
+@cache
+def with_headroom(accelerator: Accelerator, headroom_bytes: int) -> Accelerator:
+    """The same card with less memory, so that every replay keeps the headroom.
+
+    One object a card and size, for rows are compared by identity.
+    """
+    capacity = accelerator.capacity
+    if not headroom_bytes or capacity is None:
+        return accelerator
+    left = max(0, capacity.value - headroom_bytes)
+    return replace(accelerator, capacity=replace(capacity, value=left))
 
 
 @lru_cache(maxsize=1)

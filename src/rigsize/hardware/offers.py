@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rigsize.errors import SizingError, SpecError
 from rigsize.hardware.accelerators import Accelerator
+from rigsize.units import GIB
 
 __all__ = [
     "STALE_DAYS",
@@ -59,6 +60,11 @@ class Offer:
     note: str
     max_multiple: int = 1
     """How many of it the provider puts into one machine at a linear price."""
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        """Of the whole machine; None where nobody says."""
+        return int(self.host_memory_gib * GIB) if self.host_memory_gib else None
 
     @property
     def fractional(self) -> bool:

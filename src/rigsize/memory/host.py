@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rigsize.memory.host_moments import FILE_ROWS, FSDP, HostRun, Moments
+from rigsize.memory.host_moments import FILE_ROWS, HostRun, Moments
 from rigsize.memory.host_processes import CPU_PROCESS, CUDA_PROCESS
 from rigsize.memory.host_records import Weight
 from rigsize.memory.ledger import LedgerRow
 from rigsize.models.registry import find_bundled
+from rigsize.spec.strategy import FSDPS
 from rigsize.trace.sizes import evaluate, monomials_at
 from rigsize.units import format_bytes
 
@@ -85,7 +86,7 @@ def run_of(
 
 def _itemsize(traced: int, strategy: Strategy) -> int:
     """FSDP2's mixed precision computes on 16-bit copies of shards, which are the policy's."""
-    sharded = strategy.parallel in FSDP and strategy.stored_as == "none"
+    sharded = strategy.parallel in FSDPS and strategy.stored_as == "none"
     return strategy.policy.weight_bytes if sharded else traced
 
 
@@ -135,7 +136,7 @@ def _without_files(rows: Mapping[str, int]) -> int:
 
 def _notes(run: HostRun, totals: Mapping[str, int]) -> tuple[str, ...]:
     """What loading would take without sending from one rank."""
-    if run.strategy.parallel not in FSDP or run.ranks < 2:
+    if run.strategy.parallel not in FSDPS or run.ranks < 2:
         return ()
     whole = run.strategy.policy.weight_bytes * run.loaded
     everywhere = totals["loading"] - run.converted_bytes + run.ranks * whole

@@ -13,14 +13,14 @@ from rigsize.memory.host_records import HostItem, Weight
 from rigsize.memory.host_zero import zero_items
 from rigsize.program.mesh import Mesh
 from rigsize.spec import Strategy, Workload
+from rigsize.spec.strategy import FSDPS
+from rigsize.spec.zero import ZEROS
 from rigsize.units import GIB
 
 __all__ = ["FILE_ROWS", "HostRun", "Moments"]
 
 Rows = dict[str, int]
 
-FSDP = ("fsdp", "hsdp")
-ZERO = ("zero1", "zero2", "zero3")
 FILE_ROWS = ("load.checkpoint", "data.texts")
 """Pages of mapped files: a resident set counts them, and the kernel drops them under pressure."""
 CHECKPOINT_FILE_BYTES = 1 * GIB
@@ -104,7 +104,7 @@ class Moments:
         Shards and masters are there already, or are made while the model is.
         """
         run = self.run
-        readers = 1 if run.strategy.parallel in FSDP else run.ranks
+        readers = 1 if run.strategy.parallel in FSDPS else run.ranks
         kept = ("offload.parameters", "offload.master_copy")
         return self._held(item for item in self.items if item.row in kept) | {
             "load.checkpoint": run.file_itemsize * run.loaded,
@@ -180,7 +180,7 @@ def _items(run: HostRun) -> Iterable[HostItem]:
     training = run.workload.training
     if run.on_cpu:
         return ()
-    if strategy.parallel in ZERO:
+    if strategy.parallel in ZEROS:
         return zero_items(weights, strategy, run.mesh) if training else ()
     if strategy.offload == "cpu":
         return fsdp_items(weights, strategy, run.mesh, training=training)

@@ -19,7 +19,7 @@ from rigsize.program.categories import backbone_of, weight_category
 from rigsize.program.lower import SAVES
 from rigsize.program.mesh import Mesh
 from rigsize.program.timeline import Parameter
-from rigsize.spec.strategy import Strategy
+from rigsize.spec.strategy import SHARDS_WEIGHTS, Strategy
 from rigsize.trace.profile import Body, Profile, Ref
 from rigsize.trace.sizes import Expression, evaluate, monomials_at
 
@@ -33,8 +33,7 @@ __all__ = [
     "sent_bytes",
 ]
 
-_SHARDS_WEIGHTS = ("fsdp", "hsdp", "zero3")
-_SHARDS_GRADIENTS = (*_SHARDS_WEIGHTS, "zero2")
+_SHARDS_GRADIENTS = (*SHARDS_WEIGHTS, "zero2")
 _SHARDS_STATES = (*_SHARDS_GRADIENTS, "zero1")
 _WEIGHTS_ON_HOST = ("cpu", "cpu-params")
 _STATES_ON_HOST = ("cpu", "optimizer")
@@ -63,7 +62,7 @@ class Held:
     def _weights(self, shard: int) -> int:
         if self.of.offload in _WEIGHTS_ON_HOST:
             return 0
-        return self.weights // (shard if self.of.parallel in _SHARDS_WEIGHTS else 1)
+        return self.weights // (shard if self.of.parallel in SHARDS_WEIGHTS else 1)
 
     def _gradients(self, shard: int) -> int:
         """Where the step is the host's, gradients leave the card as they come."""

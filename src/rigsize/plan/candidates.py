@@ -9,14 +9,14 @@ from functools import lru_cache
 
 from rigsize.errors import SizingError
 from rigsize.estimate import check_workload
-from rigsize.hardware.accelerators import Accelerator
+from rigsize.hardware.accelerators import Accelerator, with_headroom
 from rigsize.hardware.offers import Offer, Wanted, select
 from rigsize.hardware.targets import target_of
 from rigsize.models import ModelSource
 from rigsize.plan.records import Limits, Place, Way
 from rigsize.program.mesh import accumulation_for
 from rigsize.spec import Cluster, Strategy, Workload
-from rigsize.units import GIB
+from rigsize.spec.zero import ZEROS
 
 __all__ = ["Job", "Left", "batches", "own_places", "places", "ways"]
 
@@ -31,7 +31,6 @@ OFFLOADS = ("none", "optimizer", "cpu-params", "cpu", "activations")
 RECOMPUTES = ("none", "block")
 NO_NETWORK = ("runpod", "vast")
 """Their machines are pods of many hosts, between which there is the internet: never several."""
-_ZEROS = ("zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,29 +165,18 @@ def _in_nodes(offer: Offer, limits: Limits) -> Iterator[Place]:
 def _place(
     offer: Offer, per_node: int, nodes: int, limits: Limits, usd_per_hour: float = 0.0
 ) -> Place:
-    host = offer.host_memory_gib
     cluster = Cluster(
         accelerator=_with_headroom(offer.accelerator, limits),
         per_node=per_node,
         nodes=nodes,
-        host_memory_bytes=None if not host else int(host * GIB),
+        host_memory_bytes=offer.host_memory_bytes,
     )
     return Place(offer=offer, cluster=cluster, usd_per_hour=usd_per_hour * nodes)
 
 
-_SMALLER: dict[tuple[Accelerator, int], Accelerator] = {}
-
-
 def _with_headroom(row: Accelerator, limits: Limits) -> Accelerator:
-    """The card with less memory; one object a card, for rows are compared by identity."""
-    capacity = row.capacity
-    if capacity is None:
-        return row
-    kept = max(limits.headroom_bytes, int(capacity.value * limits.headroom_share))
-    if not kept:
-        return row
-    smaller = replace(row, capacity=replace(capacity, value=max(0, capacity.value - kept)))
-    return _SMALLER.setdefault((row, kept), smaller)
+    share = int((row.capacity_bytes or 0) * limits.headroom_share)
+    return with_headroom(row, max(limits.headroom_bytes, share))
 
 
 # -- ways ---------------------------------------------------------------------------------------
@@ -232,7 +220,7 @@ def _changes(job: Job) -> Iterator[dict[str, str]]:
     for recompute in values("recompute", RECOMPUTES if training else ("none",)):
         for offload in values("offload", OFFLOADS if training else ("none",)):
             for parallel in values("parallel", PARALLELS if training else ("single", "ddp")):
-                searched = ZERO_PRECISIONS if parallel in _ZEROS else PRECISIONS
+                searched = ZERO_PRECISIONS if parallel in ZEROS else PRECISIONS
                 for precision in values("precision", searched):
                     yield {
                         "recompute": recompute,

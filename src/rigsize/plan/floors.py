@@ -22,6 +22,7 @@ from rigsize.plan.works import Works
 from rigsize.program.ddp import BUCKET_BYTES
 from rigsize.program.work import Work, kernel_flops
 from rigsize.spec import Strategy
+from rigsize.spec.strategy import SHARDS_WEIGHTS
 from rigsize.steptime.gemm import peak_flops_per_s
 from rigsize.steptime.links import Links
 from rigsize.steptime.prices import Pricer
@@ -36,7 +37,6 @@ LARGE = 256
 """Texts of a micro-batch whose tiles are as good as full."""
 TILES_SHARE = 0.93
 """Of its kernels' seconds a text, below which no other micro-batch goes (a test asks many)."""
-_GATHERS = ("fsdp", "hsdp", "zero3")
 _FP32_BYTES = 4
 
 
@@ -233,7 +233,7 @@ def _travels_s(work: Work, strategy: Strategy, links: Links) -> float:
 
     Not in one piece: an L40S node takes longer over a large message than over its parts.
     """
-    if strategy.parallel not in _GATHERS:
+    if strategy.parallel not in SHARDS_WEIGHTS:
         return 0.0
     forward = {0, *(s.layer for s in work.segments if s.phase != "backward")}
     backward = {s.layer for s in work.segments if s.phase == "backward"}

@@ -13,10 +13,11 @@ from rigsize.plan.memory import Memory
 from rigsize.plan.records import Candidate, Confirmation, Place, Way
 from rigsize.plan.traces import Traces
 from rigsize.program.mesh import mesh_of
+from rigsize.spec.strategy import SHARDS_WEIGHTS
 
 __all__ = ["Clock", "PipelineJudge"]
 
-_SHARDED = ("fsdp", "hsdp", "zero2", "zero3")
+_SHARDED = (*SHARDS_WEIGHTS, "zero2")
 
 
 class Clock(Protocol):

@@ -26,7 +26,6 @@ from rigsize.plan.works import Works
 
 __all__ = ["Own", "Question", "plan"]
 
-
 WORTH = 0.05
 """By which a dearer plan must be faster to be told at all."""
 

@@ -62,11 +62,9 @@ class Limits:
         return max(price, _share(score.hours, self.max_hours))
 
 
-def _share(value: float | None, limit: float | None) -> float:
+def _share(value: float, limit: float | None) -> float:
     if limit is None:
         return 0.0
-    if value is None:
-        return float("inf")
     return value / limit if limit else (float("inf") if value else 0.0)
 
 
@@ -75,10 +73,6 @@ class Score(NamedTuple):
 
     hours: float
     usd: float
-
-    def beats(self, other: Score) -> bool:
-        """Whether it is no worse in either and better in one."""
-        return self.hours <= other.hours and self.usd <= other.usd and self != other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

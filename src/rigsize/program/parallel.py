@@ -18,7 +18,7 @@ from rigsize.program.micro_step import MicroStep
 from rigsize.program.optimizer import Optimizer, optimizer_phase
 from rigsize.program.optimizer_state import ColumnScratch
 from rigsize.program.timeline import Parameter, Place, Timeline
-from rigsize.spec.strategy import Strategy
+from rigsize.spec.strategy import FSDPS, Strategy
 
 __all__ = ["OptimizerCall", "Ranks", "ranks_of"]
 
@@ -140,7 +140,7 @@ imported when asked for, as each imports this one."""
 def _way(strategy: Strategy, *, training: bool) -> str:
     if strategy.optimizer_in_backward and training:
         return "in backward"
-    if strategy.offload == "cpu" and strategy.parallel in ("fsdp", "hsdp"):
+    if strategy.offload == "cpu" and strategy.parallel in FSDPS:
         return "offloaded shards"
     return strategy.parallel
 

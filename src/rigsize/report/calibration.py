@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rigsize.errors import SizingError
-from rigsize.hardware import Accelerator, find_accelerator
+from rigsize.hardware import Accelerator
+from rigsize.hardware.names import known_accelerator
 from rigsize.run.calibrated import Sample
 from rigsize.run.calibration_records import calibration_of, predicted_s
 from rigsize.run.clock import NOISY
 from rigsize.run.record import to_json
+from rigsize.steptime.constants import CPU_ADAM_BYTES_PER_PARAM
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from rigsize.run.record import Record
 
 __all__ = ["calibration_document", "calibration_lines", "calibration_text"]
-
-_BYTES_A_PARAMETER = 28
-"""Of an AdamW step over fp32: 4 reads, 3 writes."""
 
 
 def calibration_document(record: Record) -> dict[str, Any]:
@@ -43,7 +41,7 @@ def calibration_text(record: Record) -> Iterator[RenderableType]:
         None, "measured", "median", "rate", "spread", "of predicted",
         right=("median", "rate", "spread", "of predicted"),
     )  # fmt: skip
-    for row in _rows(part.samples, _row(part.accelerator)):
+    for row in _rows(part.samples, known_accelerator(part.accelerator)):
         made.add_row(*row)
     yield made
     yield from calibration_lines(record)
@@ -64,13 +62,6 @@ def calibration_lines(record: Record) -> Iterator[str]:
         yield "no prediction uses it: times are of GPUs, which have hosts of their own"
     for what, why in part.unmeasured.items():
         yield f"not measured: {what}: {why}"
-
-
-def _row(accelerator: str) -> Accelerator | None:
-    try:
-        return find_accelerator(accelerator)
-    except SizingError:
-        return None
 
 
 def _rows(samples: tuple[Sample, ...], gpu: Accelerator | None) -> Iterator[tuple[str, ...]]:
@@ -116,7 +107,7 @@ def _rate(group: list[Sample]) -> str:
     if sample.kind in ("memory", "copy", "collective"):
         return f"{sizes[0] / s / 1e9:.3g} GB/s"
     if sample.kind == "cpu_adam":
-        return f"{sizes[0] * _BYTES_A_PARAMETER / s / 1e9:.3g} GB/s"
+        return f"{sizes[0] * CPU_ADAM_BYTES_PER_PARAM / s / 1e9:.3g} GB/s"
     if sample.kind in ("dispatch", "launch"):
         return f"{s / sizes[-1] * 1e6:.3g} us each of {sizes[-1]:,}"
     return ""

@@ -16,6 +16,7 @@ from rigsize.report.document import edit_document, unknown
 from rigsize.report.host import host_line
 from rigsize.report.text import headline, what_would_fit
 from rigsize.spec import Workload
+from rigsize.spec.zero import ZEROS
 from rigsize.steptime.step import Quantiles
 from rigsize.units import GIB, format_bytes, format_usd, plural
 
@@ -250,13 +251,12 @@ def _assumed(answer: PlanAnswer) -> Iterator[str]:
 
 def _of_named(answer: PlanAnswer) -> Iterator[str]:
     """What is to be known of named plans before they are launched."""
-    if any(one.candidate.strategy.parallel in _ZEROS for one in _with_a_name(answer)):
+    if any(one.candidate.strategy.parallel in ZEROS for one in _with_a_name(answer)):
         yield "`rigsize train` does not run ZeRO: `rigsize emit` writes the files for DeepSpeed"
 
 
 _NETWORK = "100 Gbit/s between nodes"
 """As the time model says it of a plan of several nodes."""
-_ZEROS = ("zero1", "zero2", "zero3")
 
 
 def _with_a_name(answer: PlanAnswer) -> list[Chosen]:

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from rigsize.errors import SizingError, SpecError, UnsupportedCombination
-from rigsize.hardware import Accelerator, find_accelerator
+from rigsize.errors import SpecError, UnsupportedCombination
+from rigsize.hardware import Accelerator
+from rigsize.hardware.names import known_accelerator
 from rigsize.run import host
 from rigsize.run.calibrated import Sample
 from rigsize.run.folders import CALIBRATION_PREFIX, records_folder
@@ -167,7 +168,7 @@ def calibration_of(record: Record) -> Calibration:
     dispatch_s, launch_s = _host_costs(samples)
     rates = {s.key: s.sizes[0] / s.median_s for s in samples if s.kind == "copy"}
     adam = {s.key: s.median_s / s.sizes[0] for s in samples if s.kind == "cpu_adam"}
-    gpu = _row(part.accelerator)
+    gpu = known_accelerator(part.accelerator)
     ratios = {} if gpu is None else _ratios(samples, gpu)
     return Calibration(
         accelerator=part.accelerator,
@@ -184,13 +185,6 @@ def calibration_of(record: Record) -> Calibration:
         cpu_adam_s_per_param=adam.get("loop"),
         cpu_adam_fused_s_per_param=adam.get("fused"),
     )
-
-
-def _row(accelerator: str) -> Accelerator | None:
-    try:
-        return find_accelerator(accelerator)
-    except SizingError:
-        return None
 
 
 _Ratios = Mapping[tuple[str, str], list[float]]

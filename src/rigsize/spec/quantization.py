@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rigsize.errors import UnsupportedCombination
-from rigsize.spec.strategy import STORED_BY, Strategy
+from rigsize.spec.strategy import SHARDS_WEIGHTS, STORED_BY, Strategy
 from rigsize.spec.workload import Workload
 
 __all__ = [
@@ -132,7 +132,7 @@ def _check_training(strategy: Strategy, stored: str) -> None:
 
 
 def _check_sharding(strategy: Strategy, stored: str) -> None:
-    if strategy.parallel in ("fsdp", "hsdp", "zero3"):
+    if strategy.parallel in SHARDS_WEIGHTS:
         reason = (
             "bitsandbytes shards its weights only where they are stored as floats (quant_storage)"
             if stored in BITSANDBYTES

@@ -20,6 +20,9 @@ from rigsize.spec.zero import ZEROS, check_zero, zero_policy
 ATTENTIONS = ("sdpa", "eager", "flash")
 LOSSES = ("all", "masked", "chunked")
 PARALLELS = ("single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
+FSDPS = ("fsdp", "hsdp")
+SHARDS_WEIGHTS = (*FSDPS, "zero3")
+"""Weights lie spread over the ranks and are gathered layer by layer."""
 LATER_PARALLELS = ("tensor", "pipeline", "context", "expert")
 """Other ways to split a model: each changes what every rank computes, not only what it holds."""
 OFFLOADS = ("none", "cpu", "cpu-params", "optimizer", "activations")
@@ -134,7 +137,7 @@ class Strategy:
         self._check_together()
 
     def _check_together(self) -> None:
-        sharded = ("fsdp", "hsdp", "zero1", "zero2", "zero3")
+        sharded = (*FSDPS, *ZEROS)
         if self.offload in ("cpu", "cpu-params") and self.parallel not in sharded:
             raise UnsupportedCombination(
                 "offload",
@@ -179,7 +182,7 @@ class Strategy:
             raise UnsupportedCombination(
                 "loss", self.loss, f"{self.method} tuning moves the positions", allowed=("all",)
             )
-        if self.parallel in ("fsdp", "hsdp") and self.policy.loss_scaling:
+        if self.parallel in FSDPS and self.policy.loss_scaling:
             raise UnsupportedCombination(
                 "precision",
                 self.precision,
@@ -189,7 +192,7 @@ class Strategy:
             )
 
     def _check_sharded_step(self) -> None:
-        why = fails_on_shards(self.optimizer) if self.parallel in ("fsdp", "hsdp") else None
+        why = fails_on_shards(self.optimizer) if self.parallel in FSDPS else None
         if why is not None:
             raise UnsupportedCombination(
                 "optim",
@@ -202,7 +205,7 @@ class Strategy:
     def _check_optimizer_offload(self) -> None:
         if self.offload != "optimizer":
             return
-        if self.parallel in ("fsdp", "hsdp"):
+        if self.parallel in FSDPS:
             raise UnsupportedCombination(
                 "offload",
                 self.offload,
@@ -256,7 +259,7 @@ class Strategy:
         torchtitan has it: its amp-bf16 computes as half does, over fp32 shards.
         """
         compute = self.policy.compute
-        return "half" if compute == "amp" and self.parallel in ("fsdp", "hsdp") else compute
+        return "half" if compute == "amp" and self.parallel in FSDPS else compute
 
     @property
     def policy(self) -> PrecisionPolicy:

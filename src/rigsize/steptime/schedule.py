@@ -16,6 +16,7 @@ from rigsize.errors import UnsupportedCombination
 from rigsize.program.ddp import BUCKET_BYTES, FIRST_BUCKET_BYTES
 from rigsize.program.work import Work
 from rigsize.spec import Strategy
+from rigsize.spec.strategy import FSDPS, SHARDS_WEIGHTS
 from rigsize.steptime.links import Links
 from rigsize.steptime.prices import Priced, Pricer
 from rigsize.steptime.rows import Row
@@ -23,7 +24,6 @@ from rigsize.steptime.update import gradient_bytes, update_rows
 
 __all__ = ["Schedule", "schedule"]
 
-FSDPS = ("fsdp", "hsdp", "zero3")
 PCIE = "copies over PCIe"
 ADDING = "gradient accumulation"
 _MAX_CHUNKS = 4
@@ -49,7 +49,7 @@ def schedule(
     priced = pricer.work(work)
     if not work.training:
         rows = _rows(priced)
-        if strategy.parallel in FSDPS:
+        if strategy.parallel in SHARDS_WEIGHTS:
             _gathers(rows, work, strategy, links)
         return Schedule(first=(), middle=(), last=tuple(rows), update=(), micro_steps=1)
     steps = strategy.accumulation
@@ -131,7 +131,7 @@ class _MicroSteps:
             self._accumulate(rows)
         if self.strategy.offload == "activations":
             self._save(rows)
-        if parallel in FSDPS:
+        if parallel in SHARDS_WEIGHTS:
             _gathers(rows, self.work, self.strategy, self.links)
             self._reduce_layers(rows, adds=adds)
         elif parallel == "ddp" and closes:
@@ -142,7 +142,7 @@ class _MicroSteps:
 
     @property
     def _adds_on_host(self) -> bool:
-        return self.strategy.offload == "cpu" and self.strategy.parallel in ("fsdp", "hsdp")
+        return self.strategy.offload == "cpu" and self.strategy.parallel in FSDPS
 
     @property
     def _gradients_leave(self) -> bool:
@@ -152,7 +152,7 @@ class _MicroSteps:
 
     def _accumulate(self, rows: list[Row]) -> None:
         """`AccumulateGrad` adds in place: two reads and a write; sharded, behind the reduction."""
-        sharded = self.strategy.parallel in (*FSDPS, "zero2")
+        sharded = self.strategy.parallel in (*SHARDS_WEIGHTS, "zero2")
         shard = self.links.mesh.shard if sharded else 1
         tensors = self.work.tensors / max(1, sum(1 for n in self.work.trainable if n))
         for layer, numel in enumerate(self.work.trainable):
