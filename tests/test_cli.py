@@ -63,7 +63,7 @@ OPTIONS = {
     "plan": JOB
     | set(
         "--max-price --max-hours --max-gpus --gpu --provider --region --spot --offers --own"
-        " --host-memory --headroom --allow --scaling".split()
+        " --host-memory --power-price --headroom --allow --scaling".split()
     ),
     "emit": JOB
     | DATA

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,32 @@ def test_own_machines_cost_nothing(ran: Ran) -> None:
     assert fastest["gpus"] == 2
     # Nothing is cheaper than nothing.
     assert not any("cheapest" in plan["labels"] for plan in plans)
+
+
+def test_own_machines_cost_their_energy(ran: Ran) -> None:
+    power = ("--own", "L4:2", "--power-price", "0.3")
+    code, out, _ = ran(*TEXTS, *power, "--json")
+    assert code == 0
+    plans = json.loads(out)["plans"]
+    cheapest = next(plan for plan in plans if "cheapest" in plan["labels"])
+    for plan in plans:
+        cost, hours = plan["cost"], plan["time"]["hours"]
+        # An L4's limit is 72 W, of which 75 % are used: 0.054 kWh an hour at 0.3 USD.
+        assert cost["usd_per_hour"] == pytest.approx(plan["gpus"] * 0.0162)
+        assert cost["usd"]["p50"] == pytest.approx(plan["gpus"] * 0.0162 * hours["p50"])
+        # Low and high are of the energy: 40 % of the limit for the shortest run, 100 % the longest.
+        assert cost["usd"]["p90"] == pytest.approx(plan["gpus"] * 0.0216 * hours["p90"])
+        assert cost["usd_per_kwh"] == 0.3
+        assert cost["price_date"] == date.today().isoformat()
+        assert cost["source"].startswith("--power-price 0.3 USD a kWh: 75% of the cards' power")
+        assert cost["usd"]["p50"] >= cheapest["cost"]["usd"]["p50"]
+    code, out, _ = ran(*TEXTS, *power)
+    assert "prices, as of: own " in out
+    assert " old: " not in out
+    # With a price there is a limit to it.
+    code, out, _ = ran(*TEXTS, *power, "--max-price", "0.000001", "--json")
+    assert code == 3
+    assert "over --max-price" in json.loads(out)["plans"][0]["misses"][0]
 
 
 def test_own_machines_are_followed_over_their_gpus(ran: Ran) -> None:
@@ -247,6 +274,9 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
         ((*TEXTS, "--own", "L4:2", "--provider", "gcp"), "provider"),
         ((*TEXTS, "--own", "L4:2", "--spot"), "spot"),
         ((*TEXTS, "--own", "L4:2", "--max-price", "10"), "max-price"),
+        ((*TEXTS, "--power-price", "0.3"), "power-price"),
+        ((*TEXTS, "--own", "L4:2", "--power-price", "-1"), "power-price"),
+        ((*TEXTS, "--own", "L4:2", "--power-price", "nan"), "power-price"),
         ((*TEXTS, "--own", "TPU-v4:4"), "own"),
         ((*TEXTS, "--own", "cpu"), "own"),
     ],

@@ -6,25 +6,21 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rigsize.cli_common import Given, print_answer, say, settings_of, waiting
-from rigsize.cli_hardware import check_provider, rows_of
+from rigsize.cli_hardware import rows_of
 from rigsize.cli_how import MOST_GLOBAL_BATCH
 from rigsize.cli_job import Job as Parsed
 from rigsize.cli_job import parse_job
-from rigsize.cli_settings import Settings, number
+from rigsize.cli_places import catalogue_asked, check_own, own_asked
+from rigsize.cli_settings import Settings, amount, number
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
-from rigsize.hardware import Accelerator, parse_gpus
-from rigsize.hardware.offers import Catalogue, Offer, load_catalogue
-from rigsize.hardware.targets import target_of
 from rigsize.spec.checks import integer
 from rigsize.units import parse_bytes
 
 if TYPE_CHECKING:
     from rigsize.plan.candidates import Job
-    from rigsize.plan.planner import Own
     from rigsize.plan.records import Limits
 
 __all__ = ["plan_verb"]
@@ -37,7 +33,6 @@ _BATCHES = {"pre-training": 256, "fine-tuning": 32}
 """Texts of an optimizer step; Devlin et al. 2018 (BERT), A.2 and A.3."""
 _VARIED = ("parallel", "offload", "recompute")
 """Flags that a base Strategy does without: each value is tried with all others."""
-_OWN = "own"
 
 
 def plan_verb(given: Given) -> int:
@@ -46,7 +41,7 @@ def plan_verb(given: Given) -> int:
     from rigsize.report.plan import PlanAnswer, plan_document, plan_text
 
     settings = settings_of("plan", given)
-    _check_own(settings)
+    check_own(settings)
     limits, today = _limits(settings), date.today()
     base, jobs = _jobs(settings)
     workload = base.workload
@@ -61,8 +56,8 @@ def plan_verb(given: Given) -> int:
         )
     total = _global_batch(settings, base)
     micro = settings.text("batch-size")
-    own = _own(settings)
-    catalogue = _catalogue(settings, limits, today, own)
+    own = own_asked(settings, today)
+    catalogue = catalogue_asked(settings, limits, today, own)
     gpu = settings.text("gpu")
     for line in settings.warnings:
         say(f"warning: {line}")
@@ -87,6 +82,8 @@ def plan_verb(given: Given) -> int:
         limits=limits,
         global_batch=total,
         today=today,
+        own=None if own is None else own.machine,
+        usd_per_kwh=amount(settings, "power-price"),
         assumed=tuple(settings.assumed),
     )
     print_answer(lambda: plan_document(answer), settings.switch("json"), lambda: plan_text(answer))
@@ -223,94 +220,3 @@ def _headroom(text: str | None) -> tuple[int, float]:
         return 0, 0.0
     share = re.fullmatch(r"(\d{1,2}(?:\.\d{1,6})?)\s*%", text.strip())
     return (0, float(share[1]) / 100) if share else (parse_bytes(text, "headroom"), 0.0)
-
-
-# -- where --------------------------------------------------------------------------------------
-
-
-_OF_OFFERS = {
-    "provider": "nobody rents out one's own machines",
-    "region": "nobody rents out one's own machines",
-    "spot": "one's own machines have no price",
-    "max-price": "one's own machines have no price",
-    "gpu": "--own names the card",
-}
-"""What asks for offers, of which none is searched beside --own."""
-
-
-def _check_own(settings: Settings) -> None:
-    """UnsupportedCombination for what does not go with one's own machines, or needs them."""
-    if settings.text("own") is None:
-        host = settings.text("host-memory")
-        if host is not None:
-            raise UnsupportedCombination(
-                "host-memory",
-                host,
-                "is of one's own machines; an offer has its own",
-                hint="--own NAME:N --host-memory SIZE",
-            )
-        return
-    if settings.text("offers") is not None:
-        return  # these are searched, too
-    for name, why in _OF_OFFERS.items():
-        value = settings.given.get(name.replace("-", "_"))
-        if value:
-            raise UnsupportedCombination(
-                name, value, f"without effect beside --own: {why}", hint="--offers FILE adds offers"
-            )
-
-
-def _own(settings: Settings) -> Own | None:
-    """The machines of `--own H100:8x2`, as offers of nobody."""
-    text = settings.text("own")
-    if text is None:
-        return None
-    from rigsize.plan.planner import Own
-
-    gpus = parse_gpus(text)
-    _check_planned_on(gpus.accelerator)
-    host = settings.text("host-memory")
-    if gpus.assumed_note:
-        settings.assumed.append(gpus.assumed_note)
-    machine = Offer(
-        provider=_OWN,
-        instance=f"{gpus.accelerator.id}:{gpus.per_node}",
-        accelerator=gpus.accelerator,
-        gpu_count=max(1, gpus.per_node // gpus.accelerator.devices),
-        gpu_memory_gib=None,
-        vcpus=None,
-        host_memory_gib=None if host is None else parse_bytes(host, "host-memory") / 2**30,
-        region="here",
-        on_demand_usd_per_hour=0.0,
-        spot_usd_per_hour=0.0,
-        price_date="",
-        status="current",
-        source="--own",
-        note="",
-    )
-    return Own(machine=machine, per_node=gpus.per_node, nodes=gpus.nodes)
-
-
-def _check_planned_on(row: Accelerator) -> None:
-    """UnsupportedCombination for one's own device that no plan can be made for."""
-    target, why = target_of(row), ""
-    if row.is_cpu:
-        why = "its hours are not known"
-    elif not (target.answered and target.trains):
-        why = target.words
-    elif row.capacity_bytes is None:
-        why = "nobody published what torch sees of its memory"
-    if why:
-        raise UnsupportedCombination("own", row.id, f"nothing is planned on it: {why}")
-
-
-def _catalogue(settings: Settings, limits: Limits, today: date, own: Own | None) -> Catalogue:
-    """The offers that are searched: none beside own machines, unless they were asked for."""
-    mine = settings.text("offers")
-    if own is not None and mine is None:
-        return Catalogue(offers=())
-    found = load_catalogue(None if mine is None else Path(mine).expanduser(), today)
-    for warning in found.warnings:
-        say(f"warning: {warning}")
-    check_provider(limits.provider, found)
-    return found

@@ -12,7 +12,7 @@ from typing import Any
 from rigsize.cli_flags import MODEL, VERBS
 from rigsize.errors import SpecError, nearest
 
-__all__ = ["Settings", "number", "read_spec", "whole"]
+__all__ = ["MOST_AMOUNT", "Settings", "amount", "number", "read_spec", "whole"]
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _LARGEST_SPEC_BYTES = 1024**2
@@ -68,6 +68,21 @@ def number(name: str, text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise SpecError(name, text, "not a number")
+    return value
+
+
+MOST_AMOUNT = 1e12
+
+
+def amount(settings: Settings, name: str) -> float | None:
+    """USD, minutes or the like of a flag: from 0 to `MOST_AMOUNT`; None where it was not given."""
+    text = settings.text(name)
+    if text is None:
+        return None
+    value = number(name, text)
+    if not 0 <= value <= MOST_AMOUNT:
+        allowed = (f"0 to {MOST_AMOUNT:g}",)
+        raise SpecError(name, text, "negative or absurdly large", allowed=allowed)
     return value
 
 

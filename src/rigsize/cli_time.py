@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rigsize.cli_common import say
 from rigsize.cli_job import Job
 from rigsize.cli_offer import CHOOSING, catalogue_of, offer_of
-from rigsize.cli_settings import Settings, number
-from rigsize.errors import SizingError, SpecError
+from rigsize.cli_settings import Settings, amount, number
+from rigsize.errors import SizingError
 from rigsize.hardware.targets import target_of
 from rigsize.report.timed import NOT_ASKED, Timed
 from rigsize.run.folders import has_calibrations
@@ -34,7 +34,6 @@ _PRICED = (*CHOOSING, "own-price", "power-price")
 _AROUND = ("eval-share", "save-minutes", "calibration")
 _FROM_HUB = ("bundled", "hub")
 """Origins of a model whose weights are not on this machine."""
-MOST = 1e12
 DRAWS = 1000
 FEW_DRAWS = 100
 """Where a number of texts asks for hours, but nothing for a trace."""
@@ -106,18 +105,8 @@ def _calibrated(settings: Settings, cluster: Cluster) -> Calibration | None:
 def _check(settings: Settings) -> None:
     """Mistakes in the flags are mistakes, whether or not there is a time."""
     for name in ("own-price", "power-price", "save-minutes"):
-        _amount(settings, name)
+        amount(settings, name)
     _eval_share(settings)
-
-
-def _amount(settings: Settings, name: str) -> float | None:
-    text = settings.text(name)
-    if text is None:
-        return None
-    value = number(name, text)
-    if not 0 <= value <= MOST:
-        raise SpecError(name, text, "negative or absurdly large", allowed=(f"0 to {MOST:g}",))
-    return value
 
 
 def _eval_share(settings: Settings) -> float:
@@ -166,7 +155,7 @@ def _around(settings: Settings, job: Job, evaluated: int) -> Around:
     from rigsize.steptime.run_lines import Around
 
     plain = Around(evaluated=evaluated, downloads=job.source.origin in _FROM_HUB)
-    minutes = _amount(settings, "save-minutes")
+    minutes = amount(settings, "save-minutes")
     if minutes is None:
         return plain
     return replace(plain, checkpoint_every_s=minutes * 60 or None)
@@ -193,7 +182,7 @@ def _bought(
 ) -> BreakEven | None:
     from rigsize.money import break_even
 
-    own, power = _amount(settings, "own-price"), _amount(settings, "power-price")
+    own, power = amount(settings, "own-price"), amount(settings, "power-price")
     if own is None:
         if power is not None:
             say("warning: --power-price has no effect without --own-price")

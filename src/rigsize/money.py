@@ -29,6 +29,7 @@ __all__ = [
     "cost",
     "find_offer",
     "offers_for",
+    "power_usd_per_hour",
 ]
 
 MOST_USD = 1e12
@@ -277,15 +278,15 @@ def break_even(
         USD_PER_KWH.value.mid if usd_per_kwh is None else checked_usd(usd_per_kwh, "power-price")
     )
     hours_of_run = run.hours.p50
-    limit_kw = power_limit_kw(cluster)
-    power = 0.0 if limit_kw is None else limit_kw * POWER_SHARE.value.mid * price
+    known = power_usd_per_hour(cluster, price)
+    power = known or 0.0
     left = rented.usd_per_hour - power
     hours = own_usd / left if left > 0 else None
     notes = ["space, staff, other power, resale and interest are left out"]
     if usd_per_kwh is None:
         low, mid, high = USD_PER_KWH.value
         notes.append(f"{mid:g} USD a kWh assumed ({low:g} to {high:g}): --power-price")
-    if limit_kw is None:
+    if known is None:
         notes.append(f"nobody published the power of {cluster.accelerator.id}: counted as none")
     return BreakEven(
         own_usd=own_usd,
@@ -295,6 +296,12 @@ def break_even(
         runs=hours / hours_of_run if hours is not None and hours_of_run else None,
         notes=tuple(notes),
     )
+
+
+def power_usd_per_hour(cluster: Cluster, usd_per_kwh: float) -> float | None:
+    """Of the accelerators, at the middle of their power's range; None where nobody published it."""
+    limit_kw = power_limit_kw(cluster)
+    return None if limit_kw is None else limit_kw * POWER_SHARE.value.mid * usd_per_kwh
 
 
 def checked_usd(value: float, field: str) -> float:

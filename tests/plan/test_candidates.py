@@ -94,7 +94,10 @@ def test_own_machines_may_be_used_in_part() -> None:
     found = own_places(machine, 8, 3, Limits())
     shapes = [(p.cluster.per_node, p.cluster.nodes) for p in found]
     assert shapes == [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (8, 3)]
-    assert {p.usd_per_hour for p in found} == {0.0}
+    # Of 8 GPUs that cost 1 USD an hour together, those that are used.
+    assert [p.usd_per_hour for p in found] == [0.125, 0.25, 0.5, 1.0, 2.0, 3.0]
+    free = replace(machine, on_demand_usd_per_hour=0.0)
+    assert {p.usd_per_hour for p in own_places(free, 8, 3, Limits())} == {0.0}
 
 
 def test_boards_with_two_dies_count_dies() -> None:

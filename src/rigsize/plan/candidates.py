@@ -93,10 +93,14 @@ def places(
 
 
 def own_places(own: Offer, per_node: int, nodes: int, limits: Limits) -> list[Place]:
-    """Machines one has: some devices of one, or all of them in some or all nodes, at no price."""
+    """Machines one has: some devices of one, or all of them in some or all nodes.
+
+    Their price is that of the devices that are used, 0 where `own` has none.
+    """
     shapes = [(count, 1) for count in _powers(per_node)]
     shapes += [(per_node, number) for number in _powers(nodes) if number > 1]
-    found = [_place(own, count, number, limits) for count, number in shapes]
+    price = (own.usd_per_hour(limits.spot) or 0.0) / own.devices
+    found = [_place(own, count, number, limits, price * count) for count, number in shapes]
     return sorted(found, key=lambda place: place.order)
 
 

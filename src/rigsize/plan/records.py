@@ -82,7 +82,7 @@ class Place:
     offer: Offer
     cluster: Cluster
     usd_per_hour: float
-    """Of all nodes; 0 of one's own."""
+    """Of all nodes; of one's own that of their energy, or 0."""
 
     @property
     def order(self) -> tuple[int, float, float, str, str, str]:

@@ -8,6 +8,7 @@ from datetime import date
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from rigsize.hardware.offers import Offer
 from rigsize.models import ModelSource
 from rigsize.plan.records import Chosen, Confirmation, Limits, Plan
 from rigsize.plan.words import bound_in_words, describe_place, describe_way, hours_in_words
@@ -39,6 +40,10 @@ class PlanAnswer:
     limits: Limits
     global_batch: int | None
     today: date
+    own: Offer | None = None
+    """The machines one has."""
+    usd_per_kwh: float | None = None
+    """Of their energy; None where it has no price."""
     assumed: tuple[str, ...] = ()
 
 
@@ -175,10 +180,15 @@ def _cost(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
     run = chosen.run
     if run is None:
         return unknown("usd", _NO_TIME)
-    rate = place.usd_per_hour
+    rate, kwh = place.usd_per_hour, None
+    usd = {name: hours * rate for name, hours in run.hours._asdict().items()}
+    if place.offer is answer.own and run.energy_kwh is not None:
+        kwh = answer.usd_per_kwh or 0.0
+        usd = {name: energy * kwh for name, energy in run.energy_kwh._asdict().items()}
     return {
-        "usd": {name: hours * rate for name, hours in run.hours._asdict().items()},
+        "usd": usd,
         "usd_per_hour": rate,
+        "usd_per_kwh": kwh,
         "price_date": place.offer.price_date or None,
         "source": place.offer.source,
         "stale": place.offer.is_stale(answer.today),
@@ -314,7 +324,7 @@ def _gib(confirmed: Confirmation) -> str:
 
 
 def _usd(usd: float) -> str:
-    """A dash for one's own machines, which have no price."""
+    """A dash for one's own machines where power has no price."""
     if usd == inf:
         return "unknown"
     return format_usd(usd) if usd else "-"
@@ -376,8 +386,9 @@ def _prices(answer: PlanAnswer) -> Iterator[str]:
         if offer.usd_per_hour(spot)
     )
     if sources:
-        kind = "spot" if spot else "on demand"
-        yield f"prices {kind}, as of: {', '.join(sources)}"
+        kind = " spot" if spot else " on demand"
+        kind = "" if all(offer is answer.own for offer in offers.values()) else kind
+        yield f"prices{kind}, as of: {', '.join(sources)}"
     stale = [o for o in offers.values() if o.usd_per_hour(spot) and o.is_stale(answer.today)]
     if stale:
         are = "is" if len(stale) == 1 else "are"

@@ -1,0 +1,137 @@
+"""Where a plan looks: the machines one has, and the offers of the catalogue."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rigsize.cli_common import say
+from rigsize.cli_hardware import check_provider
+from rigsize.cli_settings import Settings, amount
+from rigsize.errors import UnsupportedCombination
+from rigsize.hardware import Accelerator, parse_gpus
+from rigsize.hardware.offers import Catalogue, Offer, load_catalogue
+from rigsize.hardware.targets import target_of
+from rigsize.money import power_usd_per_hour
+from rigsize.spec import Cluster
+from rigsize.steptime.run_constants import POWER_SHARE
+from rigsize.units import parse_bytes
+
+if TYPE_CHECKING:
+    from rigsize.plan.planner import Own
+    from rigsize.plan.records import Limits
+
+__all__ = ["catalogue_asked", "check_own", "own_asked"]
+
+_OWN = "own"
+_OF_OFFERS = {
+    "provider": "nobody rents out one's own machines",
+    "region": "nobody rents out one's own machines",
+    "spot": "one's own machines have no price",
+    "max-price": "one's own machines have no price but with --power-price",
+    "gpu": "--own names the card",
+}
+"""What asks for offers, of which none is searched beside --own."""
+_OF_OWN = {
+    "host-memory": "is of one's own machines; an offer has its own",
+    "power-price": "is of one's own machines; an offer's price has its power in it",
+}
+
+
+def check_own(settings: Settings) -> None:
+    """UnsupportedCombination for what does not go with one's own machines, or needs them."""
+    if settings.text("own") is None:
+        for name, why in _OF_OWN.items():
+            text = settings.text(name)
+            if text is not None:
+                raise UnsupportedCombination(name, text, why, hint=f"--own NAME:N --{name} ...")
+        return
+    if settings.text("offers") is not None:
+        return  # these are searched, too
+    for name, why in _OF_OFFERS.items():
+        value = settings.given.get(name.replace("-", "_"))
+        priced = name == "max-price" and settings.text("power-price") is not None
+        if value and not priced:
+            raise UnsupportedCombination(
+                name, value, f"without effect beside --own: {why}", hint="--offers FILE adds offers"
+            )
+
+
+def own_asked(settings: Settings, today: date) -> Own | None:
+    """The machines of `--own H100:8x2`, as offers of nobody, at the price of their energy."""
+    text = settings.text("own")
+    if text is None:
+        return None
+    from rigsize.plan.planner import Own
+
+    gpus = parse_gpus(text)
+    _check_planned_on(gpus.accelerator)
+    host = settings.text("host-memory")
+    if gpus.assumed_note:
+        settings.assumed.append(gpus.assumed_note)
+    row = gpus.accelerator
+    products = max(1, gpus.per_node // row.devices)
+    kwh = amount(settings, "power-price")
+    price = _energy_price(row, products * row.devices, kwh)
+    machine = Offer(
+        provider=_OWN,
+        instance=f"{row.id}:{gpus.per_node}",
+        accelerator=row,
+        gpu_count=products,
+        gpu_memory_gib=None,
+        vcpus=None,
+        host_memory_gib=None if host is None else parse_bytes(host, "host-memory") / 2**30,
+        region="here",
+        on_demand_usd_per_hour=price,
+        spot_usd_per_hour=price,
+        price_date=today.isoformat() if price else "",
+        status="current",
+        source=_energy_in_words(kwh) if price else "--own",
+        note="",
+    )
+    return Own(machine=machine, per_node=gpus.per_node, nodes=gpus.nodes)
+
+
+def _energy_price(row: Accelerator, devices: int, usd_per_kwh: float | None) -> float:
+    """USD an hour of so many devices' energy, 0 where power has no price."""
+    if usd_per_kwh is None:
+        return 0.0
+    price = power_usd_per_hour(Cluster(accelerator=row, per_node=devices), usd_per_kwh)
+    if price is None:
+        why = f"nobody published the power limit of {row.id}"
+        raise UnsupportedCombination("power-price", usd_per_kwh, why)
+    return price
+
+
+def _energy_in_words(usd_per_kwh: float | None) -> str:
+    share = POWER_SHARE.value.mid
+    return (
+        f"--power-price {usd_per_kwh:g} USD a kWh: {share:.0%} of the cards' power limit;"
+        " the machines themselves, other power and cooling are left out"
+    )
+
+
+def _check_planned_on(row: Accelerator) -> None:
+    """UnsupportedCombination for one's own device that no plan can be made for."""
+    target, why = target_of(row), ""
+    if row.is_cpu:
+        why = "its hours are not known"
+    elif not (target.answered and target.trains):
+        why = target.words
+    elif row.capacity_bytes is None:
+        why = "nobody published what torch sees of its memory"
+    if why:
+        raise UnsupportedCombination("own", row.id, f"nothing is planned on it: {why}")
+
+
+def catalogue_asked(settings: Settings, limits: Limits, today: date, own: Own | None) -> Catalogue:
+    """The offers that are searched: none beside own machines, unless they were asked for."""
+    mine = settings.text("offers")
+    if own is not None and mine is None:
+        return Catalogue(offers=())
+    found = load_catalogue(None if mine is None else Path(mine).expanduser(), today)
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    check_provider(limits.provider, found)
+    return found
