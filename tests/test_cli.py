@@ -47,7 +47,7 @@ OPTIONS = {
     "estimate": JOB
     | DATA
     | TIME
-    | {"--histogram", "--gpus", "--headroom", "--host-memory", "--fail-over", "--explain"},
+    | set("--histogram --gpus --headroom --host-memory --network --fail-over --explain".split()),
     "table": {"--use", "--json"},
     "measure": JOB | DATA | MEASURE,
     "train": JOB | DATA | TRAIN,
@@ -68,7 +68,7 @@ OPTIONS = {
     "emit": JOB
     | DATA
     | set(
-        "--gpus --host-memory --plan --pick --out --force --seed --eval-data --eval-share"
+        "--gpus --host-memory --network --plan --pick --out --force --seed --eval-data --eval-share"
         " --learning-rate --weight-decay --schedule --warmup-share --max-steps --init".split()
     ),
 }
@@ -292,6 +292,8 @@ BAD = {
         "the devices of one machine",
     ),
     "no host": ((*BASE, "--host-memory", "0GiB"), "no memory at all"),
+    "no network": ((*BASE, "--gpus", "L4:1x2", "--network", "0"), "network: not a network's rate"),
+    "network with a unit": ((*BASE, "--network", "100GbE"), "network: not a number"),
     "host of what": ((*BASE, "--host-memory", "256"), "not a size with a unit"),
     "no cases": (("validate", "--cases", "/no/such.toml"), "cannot be read"),
 }

@@ -141,6 +141,19 @@ def test_own_machines(ran: Ran, tmp_path: Path) -> None:
     assert "mine.csv row 2, column on_demand_usd_h: negative" in err
 
 
+def test_a_known_network_is_shown(ran: Ran, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    head = "provider,instance,gpu_name,gpu_count,network_gbit_s"
+    path.write_text(f"{head}\nlab,fast,L4,1,400\nlab,slow,L4,1,\n")
+    mine = ("offers", "--offers", str(path), "--provider", "lab")
+    assert "Gbit/s" in ran(*mine)[1]
+    fast, slow = json.loads(ran(*mine, "--json")[1])["offers"]
+    assert fast["network_bytes_per_s"] == 50e9
+    assert slow["network_bytes_per_s"] is None
+    assert slow["network_bytes_per_s_unknown_reason"] == "the source does not say"
+    assert "Gbit/s" not in ran("offers", "--gpu", "L4")[1]
+
+
 def test_refresh_from_a_folder_is_kept(ran: Ran, tmp_path: Path) -> None:
     storage = pytest.importorskip("gpuhunt._internal.storage")
     row = "gpu_1x_a10,us-east-1,0.11,30,214.7,1,A10,24,False,,nvidia,,x86,{}"

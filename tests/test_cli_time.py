@@ -324,3 +324,35 @@ def test_what_lies_here_is_not_downloaded(origin: Any, downloads: bool) -> None:
     job = parse_job(settings)
     job = replace(job, source=replace(job.source, origin=origin, path="somewhere"))
     assert cli_time._around(settings, job, 0).downloads is downloads
+
+
+@pytest.fixture
+def two_labs(tmp_path: Path) -> Path:
+    """A machine whose network is known, and one whose is not."""
+    path = tmp_path / "labs.csv"
+    header = HEADER.strip() + ",network_gbit_s\n"
+    rows = ("fast,box,A100-40GB-SXM,1,0.10,,2026-11-01,400", "slow,node,A100-40GB-SXM,1,0.10,,,")
+    path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+DDP = ("--parallel", "ddp", "--gpus", "A100-40GB:1x2")
+
+
+def test_the_network_of_a_machine_is_taken(ran: Ran, two_labs: Path) -> None:
+    words = (*TUNED, *DDP, "--offers", str(two_labs))
+    fast = document(ran, *words, "--provider", "fast")
+    assert "network 400 Gbit/s: that of fast box" in fast["assumptions"]
+    given = document(ran, *words, "--provider", "slow", "--network", "400")
+    assert fast["time"]["step_s"] == given["time"]["step_s"]
+    assert "--network 400 " in given["command"] + " "
+    assumed = document(ran, *words, "--provider", "slow")
+    assert assumed["time"]["step_s"]["p50"] > fast["time"]["step_s"]["p50"]
+    hundred = document(ran, *words, "--provider", "fast", "--network", "100")
+    assert hundred["time"]["step_s"]["p50"] == assumed["time"]["step_s"]["p50"]
+
+
+def test_a_network_of_one_machine_has_no_effect(ran: Ran) -> None:
+    code, _, err = ran(*TUNED, "--network", "400")
+    assert code == 0
+    assert "--network has no effect: all is on one machine" in err

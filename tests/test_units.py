@@ -13,6 +13,7 @@ from rigsize.units import (
     format_count,
     format_duration,
     format_flops,
+    format_network,
     format_usd,
     parse_bytes,
     parse_count,
@@ -133,3 +134,5 @@ def test_parse_duration_refuses(text: str) -> None:
 def test_rates() -> None:
     assert format_bandwidth(3350e9) == "3,350 GB/s"
     assert format_flops(19.5e12) == "19.5 TFLOP/s"
+    assert format_network(12.5e9) == "100 Gbit/s"
+    assert format_network(400e9) == "3,200 Gbit/s"

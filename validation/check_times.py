@@ -104,7 +104,6 @@ def predict(question: Question, draws: int = 500) -> Judged:
         work,
         question.strategy,
         question.cluster,
-        network_bytes_per_s=question.network_bytes_per_s,
     )
     factor = OLDER_ATTENTION.get(question.row["slice"])
     older = None

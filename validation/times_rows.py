@@ -13,6 +13,7 @@ from typing import Any
 from rigsize.hardware import find_accelerator
 from rigsize.models import ModelSource, check_config, resolve_model
 from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.units import GIGABIT_BYTES
 
 __all__ = ["MEASURED_CARDS", "PROOF", "LeftOut", "Question", "Row", "question_of"]
 
@@ -29,7 +30,6 @@ PROOF = (
 )
 MEASURED_CARDS = ("A100", "H100", "H200", "L40S", "B200", "RTX-PRO-6000")
 """Beginnings of the ids of accelerators with kernel tables."""
-GIGABIT_BYTES_PER_S = 125e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,6 @@ class Question:
     cluster: Cluster
     seconds: float
     """Published, of a step; with `backward_only` of its backward pass, with `decode` of a token."""
-    network_bytes_per_s: float | None = None
     backward_only: bool = False
     decode: bool = False
     """One token behind prompt and half of what is written."""
@@ -74,10 +73,15 @@ def _config(name: str, **config: Any) -> ModelSource:
     )
 
 
-def _cluster(row: Row, gpu: str) -> Cluster:
+def _cluster(row: Row, gpu: str, network_bytes_per_s: float | None = None) -> Cluster:
     nodes = int(row["n_nodes"] or 1)
     per_node = int(row["n_gpus"] or 1) // nodes
-    return Cluster(accelerator=find_accelerator(gpu), per_node=per_node, nodes=nodes)
+    return Cluster(
+        accelerator=find_accelerator(gpu),
+        per_node=per_node,
+        nodes=nodes,
+        network_bytes_per_s=network_bytes_per_s,
+    )
 
 
 # -- peft ---------------------------------------------------------------------------------------
@@ -212,7 +216,7 @@ _BERT: dict[str, Any] = {
     "model_type": "bert", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
     "num_attention_heads": 16, "max_position_embeddings": 512,
 }  # fmt: skip
-_DGX_NETWORK = 8 * 200 * GIGABIT_BYTES_PER_S
+_DGX_NETWORK = 8 * 200 * GIGABIT_BYTES
 _DLE_CARDS = {"A100-SXM": "A100-80GB-SXM", "V100-SXM2": "V100-32GB-SXM2"}
 
 
@@ -244,9 +248,8 @@ def _dle(row: Row) -> Question:
             loss="masked" if pretraining else "all",
             parallel=parallel,
         ),
-        cluster=_cluster(row, _DLE_CARDS[row["gpu"]]),
+        cluster=_cluster(row, _DLE_CARDS[row["gpu"]], _DGX_NETWORK),
         seconds=float(row["step_time_s"]),
-        network_bytes_per_s=_DGX_NETWORK,
     )
 
 
@@ -283,9 +286,12 @@ def _foundry(row: Row) -> Question:
             recompute="block" if row["activation_checkpointing"] == "full" else "none",
             parallel="fsdp",
         ),
-        cluster=_cluster(row, "A100-80GB-SXM" if "A100" in row["gpu"] else "H100-80GB-SXM"),
+        cluster=_cluster(
+            row,
+            "A100-80GB-SXM" if "A100" in row["gpu"] else "H100-80GB-SXM",
+            1600 * GIGABIT_BYTES,
+        ),
         seconds=float(row["step_time_s"]),
-        network_bytes_per_s=1600 * GIGABIT_BYTES_PER_S,
     )
 
 

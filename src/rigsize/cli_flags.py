@@ -194,6 +194,7 @@ _MEASURE = (
 _EVAL_SHARE = _flag("eval-share", "X", "Of the data that is held out to evaluate on; 0 by default.")
 _SAVE_MINUTES = _flag("save-minutes", "X", "Minutes between checkpoints; 30 by default.")
 _OFFERS = _flag("offers", "FILE", "Own machines and prices, a CSV file in the same columns.")
+_NETWORK = _flag("network", "GBIT", "Gbit/s that each node sends to the others; 100 assumed.")
 _TIME = (
     _switch(
         "time",
@@ -255,6 +256,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
             "The card, N a node, M nodes: A100-80GB, H100:8x2, L4, cpu; `rigsize gpus` lists them.",
         ),
         _flag("host-memory", "SIZE", "Memory of each node, to be checked too: 256GiB."),
+        _NETWORK,
         _flag("headroom", "SIZE|%", "Memory of the card to leave free: 2GiB or 10%."),
         _flag("fail-over", "SIZE", "Exit with 3 when the peak is above this: 24GiB."),
         *_TIME,
@@ -375,6 +377,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         *_HOW,
         _flag("gpus", "NAME[:N[xM]]", "The card, N a node, M nodes, as of estimate."),
         _flag("host-memory", "SIZE", "Memory of each node, kept in the spec file."),
+        _flag("network", "GBIT", "Gbit/s that each node sends, kept in the spec file."),
         _flag("plan", "FILE", "What `rigsize plan --json` printed, instead of all of these."),
         _flag("pick", "WHICH", "Of the plan's: cheapest (the default), fastest, smallest or N."),
         _flag("out", "FOLDER", "Where the files go."),

@@ -1,4 +1,4 @@
-"""The offer that a question names: whose price, and whose host memory."""
+"""The offer that a question names: whose price, host memory and network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rigsize.cli_settings import Settings
 from rigsize.cli_target import Target
 from rigsize.errors import SizingError
-from rigsize.units import format_bytes
+from rigsize.units import format_bytes, format_network
 
 if TYPE_CHECKING:
     from rigsize.hardware.offers import Catalogue, Offer
@@ -49,23 +49,27 @@ def offer_of(settings: Settings, catalogue: Catalogue, cluster: Cluster) -> Offe
 
 
 def with_offered_host(settings: Settings, target: Target) -> Target:
-    """The target with the host memory of the chosen machine, where nobody gave another.
+    """The target with host memory and network of the chosen machine, where nobody gave others.
 
-    A plan of the same machine is judged by it, too. An offer that cannot be had changes nothing
+    A plan of the same machine is judged by them, too. An offer that cannot be had changes nothing
     here: the answer's price says why.
     """
     chosen = any(settings.text(name) is not None for name in CHOOSING)
-    if not chosen or target.cluster.host_memory_bytes is not None:
+    cluster = target.cluster
+    asks_network = cluster.nodes > 1 and cluster.network_bytes_per_s is None
+    if not chosen or not (asks_network or cluster.host_memory_bytes is None):
         return target
     catalogue = catalogue_of(settings, date.today())
     try:
-        offer = offer_of(settings, catalogue, target.cluster)
+        offer = offer_of(settings, catalogue, cluster)
     except SizingError:
         return target
-    size = offer.host_memory_bytes
-    if size is None:
-        return target
-    settings.assumed.append(
-        f"host-memory {format_bytes(size)}: that of {offer.provider} {offer.instance}"
-    )
-    return replace(target, cluster=replace(target.cluster, host_memory_bytes=size))
+    size, rate = offer.host_memory_bytes, offer.network_bytes_per_s
+    whose = f"that of {offer.provider} {offer.instance}"
+    if size is not None and cluster.host_memory_bytes is None:
+        settings.assumed.append(f"host-memory {format_bytes(size)}: {whose}")
+        cluster = replace(cluster, host_memory_bytes=size)
+    if rate is not None and asks_network:
+        settings.assumed.append(f"network {format_network(rate)}: {whose}")
+        cluster = replace(cluster, network_bytes_per_s=rate)
+    return replace(target, cluster=cluster)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rigsize.cli_settings import Settings
+from rigsize.cli_settings import Settings, number
 from rigsize.errors import SpecError
 from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.hardware.accelerators import with_headroom
 from rigsize.spec import Cluster
-from rigsize.units import format_bytes, parse_bytes
+from rigsize.spec.cluster import MOST_NETWORK_GBIT_PER_S
+from rigsize.units import GIGABIT_BYTES, format_bytes, parse_bytes
 
-__all__ = ["Target", "parse_target"]
+__all__ = ["Target", "network_asked", "parse_target"]
 
 ASSUMED_GPU = "A100-40GB"
 """The card of the article that the seed's tables come from; always said to be assumed."""
@@ -41,6 +42,7 @@ def parse_target(settings: Settings) -> Target:
             per_node=gpus.per_node,
             nodes=gpus.nodes,
             host_memory_bytes=_host_memory(settings),
+            network_bytes_per_s=_network(settings, gpus.nodes),
         ),
         headroom_bytes=headroom,
         fail_over_bytes=None if fail_over is None else parse_bytes(fail_over, "fail-over"),
@@ -54,6 +56,25 @@ def _host_memory(settings: Settings) -> int | None:
     if size == 0:
         raise SpecError("host-memory", text, "no memory at all", allowed=("256GiB", "1TiB"))
     return size
+
+
+def network_asked(settings: Settings) -> float | None:
+    """`--network` in bytes a second; None where it was not given."""
+    text = settings.text("network")
+    if text is None:
+        return None
+    rate = number("network", text)
+    if not 0 < rate <= MOST_NETWORK_GBIT_PER_S:
+        allowed = (f"Gbit/s above 0, up to {MOST_NETWORK_GBIT_PER_S:,}",)
+        raise SpecError("network", text, "not a network's rate", allowed=allowed)
+    return rate * GIGABIT_BYTES
+
+
+def _network(settings: Settings, nodes: int) -> float | None:
+    rate = network_asked(settings)
+    if rate is not None and nodes == 1:
+        settings.warnings.append("--network has no effect: all is on one machine")
+    return rate
 
 
 def _headroom(settings: Settings, accelerator: Accelerator) -> int:

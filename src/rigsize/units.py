@@ -13,6 +13,7 @@ from rigsize.errors import SpecError
 __all__ = [
     "GB",
     "GIB",
+    "GIGABIT_BYTES",
     "KIB",
     "MIB",
     "format_bandwidth",
@@ -20,6 +21,7 @@ __all__ = [
     "format_count",
     "format_duration",
     "format_flops",
+    "format_network",
     "parse_bytes",
     "parse_count",
     "parse_duration",
@@ -29,6 +31,7 @@ KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
 GB = 10**9
+GIGABIT_BYTES = 10**9 // 8
 
 _BYTE_UNITS = {
     "b": 1,
@@ -135,6 +138,11 @@ def parse_duration(text: str, field: str = "duration") -> float:
 def format_bandwidth(bytes_per_s: float) -> str:
     """Bytes per second as decimal GB/s, the vendors' unit."""
     return f"{_three_figures(bytes_per_s / 1e9)} GB/s"
+
+
+def format_network(bytes_per_s: float) -> str:
+    """What a network carries, in Gbit/s as they are sold."""
+    return f"{bytes_per_s / GIGABIT_BYTES:,g} Gbit/s"
 
 
 def format_flops(flops_per_s: float) -> str:

@@ -29,7 +29,13 @@ from rigsize.spec.strategy import (
 
 MODEL = "xlm-roberta-base"
 CARD = parse_gpus("H100").accelerator
-CLUSTER = Cluster(accelerator=CARD, per_node=8, nodes=2, host_memory_bytes=2**40 + 1)
+CLUSTER = Cluster(
+    accelerator=CARD,
+    per_node=8,
+    nodes=2,
+    host_memory_bytes=2**40 + 1,
+    network_bytes_per_s=400e9 / 8,
+)
 
 
 def read_back(text: str, verb: str) -> tuple[Workload, Strategy, list[str]]:

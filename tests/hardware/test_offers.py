@@ -95,6 +95,10 @@ def test_hand_read_rows() -> None:
     assert offer_of("trn2.48xlarge").devices == 64
 
 
+def test_no_source_states_the_network_of_a_listed_machine() -> None:
+    assert {offer.network_gbit_per_s for offer in OFFERS} == {None}
+
+
 # -- asking -------------------------------------------------------------------------------------
 
 
@@ -189,6 +193,14 @@ def test_own_rows_come_on_top(tmp_path: Path) -> None:
     assert offer_of("free", offers).usd_per_hour() == 0
 
 
+def test_the_network_of_own_machines(tmp_path: Path) -> None:
+    rows = ("lab,a,L4,1,64,1,2026-11-01,400", "lab,b,L4,1,64,1,2026-11-01,")
+    path = written(tmp_path, *rows, header=HEADER + ",network_gbit_s")
+    offers = read_offers(path, today=TODAY)
+    # 400 Gbit/s are 50 GB/s; an empty cell is not known.
+    assert [offer.network_bytes_per_s for offer in offers] == [50e9, None]
+
+
 def test_an_own_price_replaces_the_listed_one(tmp_path: Path) -> None:
     header = HEADER + ",region"
     row = "AWS,p4d.24xlarge,A100-40GB-SXM,8,1152,11.0,2026-11-01,us-east-1"
@@ -202,6 +214,8 @@ BAD_ROWS = {
     "future": ("a,b,L4,1,64,1,2026-11-26", "row 2, column snapshot_date: in the future"),
     "no number": ("a,b,L4,1,64,cheap,", "row 2, column on_demand_usd_h: not a number"),
     "nan": ("a,b,L4,1,64,nan,", "row 2, column on_demand_usd_h: not a number up to"),
+    "no network": ("a,b,L4,1,64,1,,0", "column network_gbit_s: no network at all"),
+    "no such network": ("a,b,L4,1,64,1,,1e7", "column network_gbit_s: not a number up to 1e+06"),
     "no date": ("a,b,L4,1,64,1,yesterday", "column snapshot_date: not a date"),
     "no such day": ("a,b,L4,1,64,1,2026-02-30", "column snapshot_date: not a date"),
     "no provider": (",b,L4,1,64,1,", "column provider: empty"),
@@ -218,8 +232,9 @@ BAD_ROWS = {
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_bad_rows_name_the_row_and_the_column(name: str, tmp_path: Path) -> None:
     row, expected = BAD_ROWS[name]
+    header = HEADER + ",network_gbit_s" if "network" in name else HEADER
     with pytest.raises(SizingError) as caught:
-        read_offers(written(tmp_path, row), today=TODAY)
+        read_offers(written(tmp_path, row, header=header), today=TODAY)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2

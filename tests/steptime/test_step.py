@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.steptime.works import encoder_work
 
-from rigsize.errors import UnsupportedCombination
+from rigsize.errors import SpecError, UnsupportedCombination
 from rigsize.hardware import find_accelerator
 from rigsize.spec import Cluster, Strategy
 from rigsize.steptime import StepTime, collective, memory_bound, step_time
@@ -215,18 +215,35 @@ def test_what_has_no_model_gets_no_number(strategy: Strategy, gpu: str, why: str
         step_time(encoder_work(layers=1), strategy, Cluster(accelerator=find_accelerator(gpu)))
 
 
+def test_the_network_is_the_clusters() -> None:
+    # Two nodes of one card all-reduce 2 * 1/2 of the gradients: 100 Gbit/s are 12.5 GB/s.
+    strategy = replace(PLAIN, parallel="ddp")
+    work = encoder_work(layers=2)
+    known = Cluster(accelerator=A100, nodes=2, network_bytes_per_s=12.5e9)
+    unknown = Cluster(accelerator=A100, nodes=2)
+    answers = [step_time(work, strategy, cluster, draws=0) for cluster in (known, unknown)]
+    assert answers[0].step_s == answers[1].step_s
+    said = ["100 Gbit/s between nodes" in answer.assumptions for answer in answers]
+    assert said == [False, True]
+    sent = Links.of(work, strategy, replace(known, network_bytes_per_s=1e9), None)
+    # 1 GB at 1 GB/s, and two exchanges of 15 us.
+    assert sent.between_copies(10**9) == pytest.approx(1 + 30e-6)
+    with pytest.raises(SpecError, match="network"):
+        replace(known, network_bytes_per_s=0.0)
+
+
 def test_collectives_over_a_network_slow_less() -> None:
     # 15 % of what they hide where NVLink carries them, 2 % over a network.
     work = encoder_work(layers=4, hidden=1024, batch=32)
     strategy = replace(PLAIN, parallel="fsdp")
     for nodes, share in ((1, 0.15), (2, 0.02)):
-        cluster = Cluster(accelerator=A100, per_node=8, nodes=nodes)
-        answer = step_time(work, strategy, cluster, draws=0, network_bytes_per_s=400e9)
+        cluster = Cluster(accelerator=A100, per_node=8, nodes=nodes, network_bytes_per_s=400e9)
+        answer = step_time(work, strategy, cluster, draws=0)
         plan = schedule(
             work,
             strategy,
             Pricer(A100, strategy, None),
-            Links.of(work, strategy, cluster, None, 400e9),
+            Links.of(work, strategy, cluster, None),
             None,
         )
         sent = sum(row.gather_s + sum(s for _, s in row.reductions) for row in plan.last)

@@ -34,7 +34,7 @@ def test_a_row_becomes_a_question() -> None:
     assert question.strategy.accumulation == 4
     assert (question.cluster.per_node, question.cluster.nodes) == (8, 2)
     assert question.seconds == 0.8
-    assert question.network_bytes_per_s == 200e9
+    assert question.cluster.network_bytes_per_s == 200e9
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.units import GIGABIT_BYTES
 
 __all__ = ["gpus_text", "spec_flags", "spec_toml"]
 
@@ -89,6 +90,8 @@ def spec_toml(workload: Workload, strategy: Strategy, cluster: Cluster) -> str:
     flags = spec_flags(workload, strategy) | {"gpus": gpus_text(cluster)}
     if cluster.host_memory_bytes is not None:
         flags["host_memory"] = f"{cluster.host_memory_bytes}B"
+    if cluster.network_bytes_per_s is not None and cluster.nodes > 1:
+        flags["network"] = cluster.network_bytes_per_s / GIGABIT_BYTES
     head = (
         "# rigsize estimate --spec FILE    what it takes; rigsize train --spec FILE --data TEXTS"
         " runs it\n"

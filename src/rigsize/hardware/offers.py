@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rigsize.errors import SizingError, SpecError
 from rigsize.hardware.accelerators import Accelerator
-from rigsize.units import GIB
+from rigsize.units import GIB, GIGABIT_BYTES
 
 __all__ = [
     "STALE_DAYS",
@@ -58,6 +58,8 @@ class Offer:
     status: str
     source: str
     note: str
+    network_gbit_per_s: float | None = None
+    """That one machine sends to others of it; None where nobody says."""
     max_multiple: int = 1
     """How many of it the provider puts into one machine at a linear price."""
 
@@ -65,6 +67,12 @@ class Offer:
     def host_memory_bytes(self) -> int | None:
         """Of the whole machine; None where nobody says."""
         return int(self.host_memory_gib * GIB) if self.host_memory_gib else None
+
+    @property
+    def network_bytes_per_s(self) -> float | None:
+        """Of a machine; None where nobody says."""
+        rate = self.network_gbit_per_s
+        return None if rate is None else rate * GIGABIT_BYTES
 
     @property
     def fractional(self) -> bool:

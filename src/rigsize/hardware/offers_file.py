@@ -15,13 +15,14 @@ from rigsize.errors import SizingError, SpecError, nearest
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.hardware.names import MAX_PER_NODE, parse_gpus
 from rigsize.hardware.offers import Offer, first_day
+from rigsize.spec.cluster import MOST_NETWORK_GBIT_PER_S
 
 __all__ = ["COLUMNS", "MOST_GIB", "MOST_USD_PER_HOUR", "read_offers", "write_offers"]
 
 COLUMNS = (
     "provider", "instance", "gpu_name", "gpu_count", "gpu_mem_gib", "vcpus", "host_ram_gib",
     "region", "on_demand_usd_h", "spot_usd_h", "snapshot_date", "status", "source", "note",
-    "max_multiple",
+    "max_multiple", "network_gbit_s",
 )  # fmt: skip
 REQUIRED = COLUMNS[:4]
 MOST_USD_PER_HOUR = 1e6
@@ -125,6 +126,7 @@ class _Row:
             status=self.text("status") or "current",
             source=self.text("source") or self.file,
             note="; ".join(note for note in notes if note),
+            network_gbit_per_s=self.network(),
             max_multiple=self.whole("max_multiple") or 1,
         )
 
@@ -159,6 +161,12 @@ class _Row:
         if not math.isfinite(value) or value > most:
             self.refuse(column, f"not a number up to {most:g}")
         return value
+
+    def network(self) -> float | None:
+        rate = self.number("network_gbit_s", MOST_NETWORK_GBIT_PER_S)
+        if rate == 0:
+            self.refuse("network_gbit_s", "no network at all; empty where it is not known")
+        return rate
 
     def whole(self, column: str) -> int | None:
         value = self.parsed(column, int, "not a whole number")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rigsize.estimate import Estimate
 from rigsize.report.timed import NOT_TIMED, Timed
 from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.units import GIGABIT_BYTES
 
 if TYPE_CHECKING:
     from rigsize.search import Edit
@@ -114,6 +115,9 @@ def command_for(
     words += ["--headroom", f"{headroom_bytes}B"] if headroom_bytes else []
     host_bytes = cluster.host_memory_bytes
     words += ["--host-memory", f"{host_bytes}B"] if host_bytes and verb == "estimate" else []
+    rate = cluster.network_bytes_per_s
+    if rate is not None and cluster.nodes > 1 and verb in ("estimate", "emit"):
+        words += ["--network", f"{rate / GIGABIT_BYTES:.10g}"]
     return shlex.join(words)
 
 

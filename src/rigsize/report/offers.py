@@ -64,6 +64,11 @@ def _offer(offer: Offer, listing: Listing) -> dict[str, Any]:
         document |= unknown("host_memory_bytes", "the source does not say")
     else:
         document["host_memory_bytes"] = int(host * 2**30)
+    network = offer.network_bytes_per_s
+    if network is None:
+        document |= unknown("network_bytes_per_s", "the source does not say")
+    else:
+        document["network_bytes_per_s"] = network
     prices = {
         "usd_per_hour": offer.usd_per_hour(),
         "usd_per_gpu_hour": offer.usd_per_gpu_hour(),
@@ -79,15 +84,18 @@ def offers_text(listing: Listing) -> Iterator[RenderableType]:
     """The cheapest of them, then where prices come from and how old they are."""
     from rigsize.report.console import table
 
-    numbers = ("vCPU", "GiB", "USD/h", "spot", "per GPU", "price of")
+    shown = listing.offers[: listing.limit]
+    networks = any(offer.network_gbit_per_s is not None for offer in shown)
+    known = ("Gbit/s",) if networks else ()
+    numbers = ("vCPU", "GiB", "USD/h", "spot", "per GPU", "price of", *known)
     made = table(
         None, "instance", "GPUs", "vCPU", "GiB", "USD/h", "spot", "per GPU", "region", "price of",
-        right=numbers,
+        *known, right=numbers,
     )  # fmt: skip
-    shown = listing.offers[: listing.limit]
     sources = {source: number for number, source in enumerate(_sources(shown), start=1)}
     for offer in shown:
-        made.add_row(*_cells(offer, listing, sources))
+        network = (_network(offer),) if networks else ()
+        made.add_row(*_cells(offer, listing, sources), *network)
     yield made
     hidden = len(listing.offers) - len(shown)
     more = f", {hidden} more with --limit {len(listing.offers)}" if hidden else ""
@@ -118,6 +126,12 @@ def _cells(offer: Offer, listing: Listing, sources: dict[str, int]) -> tuple[str
         f"{'! ' if offer.is_stale(listing.today) else ''}{offer.price_date or 'undated'}"
         f" [{sources[offer.source]}]",
     )
+
+
+def _network(offer: Offer) -> str:
+    """A column of its own where any of the machines states it."""
+    rate = offer.network_gbit_per_s
+    return "" if rate is None else f"{rate:g}"
 
 
 def _usd(price: float | None) -> str:

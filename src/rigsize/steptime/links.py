@@ -34,7 +34,7 @@ class Links:
     strategy: Strategy
     calibration: Calibration | None = None
     network_bytes_per_s: float | None = None
-    """Of a node; None takes the assumed one."""
+    """Of a node; None takes the assumed one. `of` takes the cluster's where none is given."""
     sigmas: dict[str, float] = field(default_factory=dict)
     """Widest of the answers given so far, by `collectives`."""
     notes: dict[str, None] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Links:
         strategy: Strategy,
         cluster: Cluster,
         calibration: Calibration | None,
-        network_bytes_per_s: float | None,
+        network_bytes_per_s: float | None = None,
     ) -> Links:
         """Those of a rank of this run."""
         return cls(
@@ -55,7 +55,7 @@ class Links:
             mesh=mesh_of(strategy, cluster, training=work.training),
             strategy=strategy,
             calibration=calibration,
-            network_bytes_per_s=network_bytes_per_s,
+            network_bytes_per_s=network_bytes_per_s or cluster.network_bytes_per_s,
         )
 
     @property

@@ -118,7 +118,6 @@ def step_time(
     *,
     calibration: Calibration | None = None,
     draws: int = 1000,
-    network_bytes_per_s: float | None = None,
     saved_bytes: int | None = None,
 ) -> StepTime:
     """The time of a step in seconds; pure, and with `draws=0` (p50 alone) some milliseconds.
@@ -126,10 +125,9 @@ def step_time(
     Args:
         work: one micro-step of one device's whole model.
         strategy: how; it must be what `work` was made for.
-        cluster: on what.
+        cluster: on what; without a network of its own 100 Gbit/s are between its nodes.
         calibration: measured on this machine, in place of packaged constants.
         draws: of the interval; 0 leaves p10 and p90 at p50.
-        network_bytes_per_s: what a node sends; None takes 100 Gbit/s.
         saved_bytes: what `offload=activations` sends to the host in a micro-step.
 
     Raises:
@@ -137,7 +135,7 @@ def step_time(
     """
     gpu = cluster.accelerator
     pricer = Pricer(gpu, strategy, calibration)
-    links = Links.of(work, strategy, cluster, calibration, network_bytes_per_s)
+    links = Links.of(work, strategy, cluster, calibration)
     plan = schedule(work, strategy, pricer, links, saved_bytes)
     clockwork = _Clockwork(plan, calibration, links.overlap_cost)
     causes = _causes(pricer, links, calibration)
