@@ -58,6 +58,8 @@ def test_plans_by_the_contract(ran: Ran, capsys: pytest.CaptureFixture[str]) -> 
         assert plan["time"]["hours"]["p50"] == pytest.approx(lines / 3600)
         rate = plan["cost"]["usd_per_hour"]
         assert plan["cost"]["usd"]["p50"] == pytest.approx(rate * lines / 3600)
+    for plan in plans:
+        _check_parts(plan)
     candidates = [r for r in document["rejected"] if r["of"] == "candidates"]
     searched = document["searched"]
     chosen = sum("front" in plan["labels"] for plan in plans)
@@ -68,6 +70,38 @@ def test_plans_by_the_contract(ran: Ran, capsys: pytest.CaptureFixture[str]) -> 
     assert run([*shlex.split(cheapest["command"])[1:], "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["memory"]["device_peak_bytes"] == cheapest["memory"]["device_peak_bytes"]
+
+
+def _check_parts(plan: dict[str, Any]) -> None:
+    """Memory, host, time and cost as `estimate --json` has them; a null has its reason."""
+    memory, time, cost = plan["memory"], plan["time"], plan["cost"]
+    named = plan["labels"] != ["front"]
+    if named:
+        assert sum(row["bytes"] for row in memory["ledger"]) == memory["device_peak_bytes"]
+        assert memory["peak_moment"]
+        assert sum(row["bytes"] for row in plan["host"]["ledger"]) == plan["host"]["peak_bytes"]
+    assert time["run_hours"] == time["hours"]
+    assert time["bound_by"]
+    assert time["run_bound_by"]
+    assert {line["basis"] for line in time["lines"]} <= {"derived", "assumed", "measured"}
+    assert time["counts"]["examples"] == 100_000
+    assert [line["name"] for line in cost["lines"]] == [line["name"] for line in time["lines"]]
+    for share in ("p10", "p90"):
+        assert (time["hours"][share] is None) == (not named)
+        assert (cost["usd"][share] is None) == (not named)
+    total = sum(line["usd"]["p50"] for line in cost["lines"])
+    assert cost["usd"]["p50"] == pytest.approx(total)
+    _check_nulls({key: plan[key] for key in ("memory", "host", "time", "cost")})
+
+
+def _check_nulls(value: object) -> None:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            assert one is not None or f"{key}_unknown_reason" in value, key
+            _check_nulls(one)
+    elif isinstance(value, list):
+        for one in value:
+            _check_nulls(one)
 
 
 def test_nobody_meets_the_limits(ran: Ran) -> None:

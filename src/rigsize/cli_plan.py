@@ -38,7 +38,9 @@ _VARIED = ("parallel", "offload", "recompute")
 def plan_verb(given: Given) -> int:
     """`rigsize plan MODEL`."""
     from rigsize.plan.planner import Question, plan
-    from rigsize.report.plan import PlanAnswer, plan_document, plan_text
+    from rigsize.report.plan import plan_text
+    from rigsize.report.plan_answer import PlanAnswer
+    from rigsize.report.plan_document import plan_document
 
     settings = settings_of("plan", given)
     check_own(settings)

@@ -121,7 +121,7 @@ def sbatch_file(launch: Launch) -> File:
     if launch.most_hours is not None and math.isfinite(launch.most_hours):
         options.append(f"--time={_time(launch.most_hours * _MOST_HOURS_MARGIN)}")
     else:
-        notes = ("no time limit: the hours are not predicted here, add #SBATCH --time",)
+        notes = ("no time limit: the slow end of its hours is not known here, add #SBATCH --time",)
     lines = [
         "#!/usr/bin/env bash",
         *(f"#SBATCH {option}" for option in options),

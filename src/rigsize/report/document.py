@@ -20,6 +20,7 @@ from rigsize.report.time_document import cost_document, time_document
 
 if TYPE_CHECKING:
     from rigsize.errors import SizingError
+    from rigsize.estimate import Estimate
     from rigsize.search import Edit
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "edit_document",
     "error_document",
     "estimate_document",
+    "memory_document",
     "render",
     "unknown",
 ]
@@ -59,7 +61,7 @@ def estimate_document(answer: Answer) -> dict[str, Any]:
         "workload": asdict(estimate.workload),
         "strategy": asdict(estimate.strategy),
         "cluster": _cluster(answer),
-        "memory": _memory(answer),
+        "memory": memory_document(estimate),
         "peaks": _peaks(answer),
         "host": host_document(estimate),
         "time": time_document(answer.timed),
@@ -104,8 +106,9 @@ def _cluster(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _memory(answer: Answer) -> dict[str, Any]:
-    memory = answer.estimate.memory
+def memory_document(estimate: Estimate) -> dict[str, Any]:
+    """`memory` of the contract."""
+    memory = estimate.memory
     document: dict[str, Any] = {"allocated_peak_bytes": memory.allocated_peak_bytes}
     for key in ("reserved_peak_bytes", "device_peak_bytes"):
         value = getattr(memory, key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rigsize.report.timed import NO_EXAMPLES, NOT_ASKED, Timed, per_million
+from rigsize.report.timed import NO_EXAMPLES, Timed, per_million
 
 if TYPE_CHECKING:
     from rigsize.money import BreakEven
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rigsize.steptime.run_lines import RunTime
     from rigsize.steptime.step import Quantiles
 
-__all__ = ["cost_document", "quantiles", "time_document"]
+__all__ = ["cost_document", "intervals", "quantiles", "time_document"]
 
 
 def quantiles(value: Quantiles) -> dict[str, float]:
@@ -21,10 +21,20 @@ def quantiles(value: Quantiles) -> dict[str, float]:
     return {"p10": value.p10, "p50": value.p50, "p90": value.p90}
 
 
-def _or_unknown(key: str, value: Quantiles | None, reason: str) -> dict[str, Any]:
+def intervals(value: Quantiles, timed: Timed) -> dict[str, Any]:
+    """The same, but its middle alone where no more was made."""
+    if not timed.middle:
+        return quantiles(value)
+    found: dict[str, Any] = {"p50": value.p50}
+    for key in ("p10", "p90"):
+        found |= {key: None, f"{key}_unknown_reason": timed.reason}
+    return found
+
+
+def _or_unknown(key: str, value: Quantiles | None, timed: Timed, reason: str) -> dict[str, Any]:
     if value is None:
         return {key: None, f"{key}_unknown_reason": reason}
-    return {key: quantiles(value)}
+    return {key: intervals(value, timed)}
 
 
 def time_document(timed: Timed) -> dict[str, Any]:
@@ -39,11 +49,11 @@ def time_document(timed: Timed) -> dict[str, Any]:
     step = run.step
     no_power = "nobody published its power limit" if run.lines else NO_EXAMPLES
     return {
-        "step_s": _middle_alone(step.step_s) if timed.middle else quantiles(step.step_s),
-        **_or_unknown("epoch_hours", run.epoch_hours, NO_EXAMPLES),
-        **_or_unknown("run_hours", run.hours if run.lines else None, NO_EXAMPLES),
+        "step_s": intervals(step.step_s, timed),
+        **_or_unknown("epoch_hours", run.epoch_hours, timed, NO_EXAMPLES),
+        **_or_unknown("run_hours", run.hours if run.lines else None, timed, NO_EXAMPLES),
         "bound_by": run.bound_by,
-        **_widest(step.widest),
+        **_widest(step.widest, timed.reason),
         "micro_s": step.micro_s,
         "update_s": step.update_s,
         "flops": step.flops,
@@ -53,25 +63,20 @@ def time_document(timed: Timed) -> dict[str, Any]:
             else {"mfu": step.mfu}
         ),
         "parts": [asdict(part) for part in step.parts],
-        "lines": [line._asdict() | {"seconds": quantiles(line.seconds)} for line in run.lines],
+        "lines": [
+            line._asdict() | {"seconds": intervals(line.seconds, timed)} for line in run.lines
+        ],
         **_counts(run),
-        **_or_unknown("energy_kwh", run.energy_kwh, no_power),
+        **_or_unknown("energy_kwh", run.energy_kwh, timed, no_power),
         **({} if timed.middle else _rates_document(run.rates)),
         "left_out": list(run.left_out),
         "notes": [timed.note] if timed.note else [],
     }
 
 
-def _middle_alone(value: Quantiles) -> dict[str, Any]:
-    found: dict[str, Any] = {"p50": value.p50}
-    for key in ("p10", "p90"):
-        found |= {key: None, f"{key}_unknown_reason": NOT_ASKED}
-    return found
-
-
-def _widest(words: str) -> dict[str, Any]:
+def _widest(words: str, reason: str) -> dict[str, Any]:
     if not words:
-        return {"widest": None, "widest_unknown_reason": NOT_ASKED}
+        return {"widest": None, "widest_unknown_reason": reason}
     return {"widest": words}
 
 
@@ -118,7 +123,7 @@ def cost_document(timed: Timed) -> dict[str, Any]:
         }
     offer = cost.offer
     return {
-        **_or_unknown("usd", cost.usd if cost.lines else None, NO_EXAMPLES),
+        **_or_unknown("usd", cost.usd if cost.lines else None, timed, NO_EXAMPLES),
         **(
             {"price_date": cost.price_date}
             if cost.price_date
@@ -132,7 +137,7 @@ def cost_document(timed: Timed) -> dict[str, Any]:
         "spot": cost.spot,
         "usd_per_hour": cost.usd_per_hour,
         "source": offer.source,
-        "lines": [{"name": line.name, "usd": quantiles(line.usd)} for line in cost.lines],
+        "lines": [{"name": line.name, "usd": intervals(line.usd, timed)} for line in cost.lines],
         "usd_per_million": {
             words.replace(" ", "_"): quantiles(value) for words, value in per_million(timed).items()
         },

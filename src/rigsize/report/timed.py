@@ -22,9 +22,9 @@ class Timed:
 
     run: RunTime | None = None
     reason: str = NOT_ASKED
-    """Why there is no time."""
+    """Why there is no time, or with `middle` no interval."""
     middle: bool = False
-    """Only the middle of the step was made: no interval, no hours, no price."""
+    """Only the middle was made: no interval, and of `estimate` no hours and no price."""
     cost: Cost | None = None
     cost_reason: str = NOT_ASKED
     """Why there is no price."""
