@@ -43,19 +43,23 @@ TIME = set(
     " --power-price --calibration".split()
 )
 OPTIONS = {
-    "compare": JOB | {"--gpus", "--record"},
+    "compare": JOB | {"--gpus", "--accelerators", "--record"},
     "estimate": JOB
     | DATA
     | TIME
-    | set("--histogram --gpus --headroom --host-memory --network --fail-over --explain".split()),
+    | set(
+        "--histogram --gpus --accelerators --headroom --host-memory --network --fail-over"
+        " --explain".split()
+    ),
     "table": {"--use", "--json"},
     "measure": JOB | DATA | MEASURE,
     "train": JOB | DATA | TRAIN,
     "data": DATA - {"--data"} | {"--task", "--max-length", "--batch-size", "--out", "--json"},
     "validate": {"--cases", "--records", "--page", "--json"},
-    "gpus": {"--here", "--json"},
+    "gpus": {"--here", "--accelerators", "--json"},
     "offers": set(
         "--gpu --provider --count --max-price --spot --region --fractional --offers --from"
+        " --accelerators"
         " --limit --json".split()
     ),
     "records": {"--out", "--json"},
@@ -63,12 +67,13 @@ OPTIONS = {
     "plan": JOB
     | set(
         "--max-price --max-hours --max-gpus --gpu --provider --region --spot --offers --own"
-        " --host-memory --power-price --headroom --allow --scaling".split()
+        " --accelerators --host-memory --power-price --headroom --allow --scaling".split()
     ),
     "emit": JOB
     | DATA
     | set(
-        "--gpus --host-memory --network --plan --pick --out --force --seed --eval-data --eval-share"
+        "--gpus --accelerators --host-memory --network --plan --pick --out --force --seed"
+        " --eval-data --eval-share"
         " --learning-rate --weight-decay --schedule --warmup-share --max-steps --init".split()
     ),
 }

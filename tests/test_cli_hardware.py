@@ -154,6 +154,34 @@ def test_a_known_network_is_shown(ran: Ran, tmp_path: Path) -> None:
     assert "Gbit/s" not in ran("offers", "--gpu", "L4")[1]
 
 
+CARDS = "id,name,aliases,software_stack,arch,memory_driver_mib,bf16_tflops,tdp_w,source\n"
+B40 = "Lab-B40,Lab B40,b40,cuda,sm_90,49140,320,300,our datasheet\n"
+
+
+def test_own_cards(ran: Ran, tmp_path: Path) -> None:
+    cards, offers = tmp_path / "cards.csv", tmp_path / "mine.csv"
+    cards.write_text(CARDS + B40)
+    own = ("--accelerators", str(cards))
+    found = json.loads(ran("gpus", "b40", *own, "--json")[1])
+    assert (found["id"], found["source"], found["grade"]) == ("Lab-B40", "our datasheet", "R")
+    assert "Lab B40, sm_90" in ran("gpus", "b40", *own)[1]
+    listed = json.loads(ran("gpus", *own, "--json")[1])["accelerators"]
+    assert [row["id"] for row in listed][-1] == "Lab-B40"
+    offers.write_text("provider,instance,gpu_name,gpu_count,on_demand_usd_h\nlab,box,b40,2,4\n")
+    rented = json.loads(ran("offers", "--offers", str(offers), "--gpu", "b40", *own, "--json")[1])
+    assert [offer["usd_per_gpu_hour"] for offer in rented["offers"]] == [2.0]
+    # They are those of one command.
+    code, _, err = ran("gpus", "b40")
+    assert code == 2
+    assert "no such accelerator" in err
+    cards.write_text(CARDS + B40.replace("320", "-1"))
+    code, _, err = ran("gpus", *own)
+    assert code == 2
+    assert err.startswith("rigsize: accelerators: cards.csv row 2, column bf16_tflops: negative")
+    # A row that is wrong leaves the others alone.
+    assert ran("gpus", "L4")[0] == 0
+
+
 def test_refresh_from_a_folder_is_kept(ran: Ran, tmp_path: Path) -> None:
     storage = pytest.importorskip("gpuhunt._internal.storage")
     row = "gpu_1x_a10,us-east-1,0.11,30,214.7,1,A10,24,False,,nvidia,,x86,{}"

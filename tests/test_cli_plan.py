@@ -157,6 +157,31 @@ def test_own_machines_cost_their_energy(ran: Ran) -> None:
     assert "over --max-price" in json.loads(out)["plans"][0]["misses"][0]
 
 
+def test_own_cards(ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cards, out_ = tmp_path / "cards.csv", tmp_path / "plan.json"
+    head = "id,software_stack,arch,memory_driver_mib,memory_bw_gbs,sm_count,fp32_tflops,bf16_tflops"
+    cards.write_text(f"{head}\nLab-B40,cuda,sm_90,49140,1500,120,80,320\n")
+    code, out, _ = ran(*TEXTS, "--own", "Lab-B40:1", "--accelerators", str(cards), "--json")
+    assert code == 0
+    (plan, *_) = json.loads(out)["plans"]
+    assert plan["gpu"] == "Lab-B40"
+    assert plan["memory"]["capacity_bytes"] == int(49140 * 2**20 * 0.985)
+    # Its command, and what `emit` makes of it, name the file.
+    assert run([*shlex.split(plan["command"])[1:], "--time", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["memory"]["device_peak_bytes"] == plan["memory"]["device_peak_bytes"]
+    out_.write_text(out)
+    launch = tmp_path / "launch"
+    assert run(("emit", "--plan", str(out_), "--pick", "1", "--out", str(launch))) == 0
+    assert f'accelerators = "{cards}"' in (launch / "rigsize.toml").read_text()
+    assert run(("estimate", "--offline", "--spec", str(launch / "rigsize.toml"))) == 0
+    # Without a power limit its energy has no price.
+    power = ("--power-price", "0.2", "--accelerators", str(cards))
+    code, _, err = ran(*TEXTS, "--own", "Lab-B40:1", *power)
+    assert code == 2
+    assert "power-price: nobody published the power limit of Lab-B40, got 0.2" in err
+
+
 def test_own_machines_are_followed_over_their_gpus(ran: Ran) -> None:
     code, out, _ = ran(*TEXTS, "--own", "L4:2x2", "--scaling", "--json")
     assert code == 0

@@ -216,11 +216,14 @@ def _command(verb: str, flags: Sequence[Flag]) -> Callable[..., int]:
 
     def command(**given: str | bool | None) -> int:
         from rigsize import cli_verbs  # late: `--help` needs none of it
+        from rigsize.hardware.accelerators import take_accelerators
 
         try:
             return cli_verbs.VERBS[verb]({k: v for k, v in given.items() if v is not None})
         except KeyboardInterrupt:  # typer would make it an exit code without a word
             return _interrupted(verb, given.get("model"))
+        finally:
+            take_accelerators(None)
 
     parameters = [_parameter(flag) for flag in flags]
     parameters[:0] = [_argument(flag) for flag in ARGUMENTS.get(verb, ())]

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rigsize.cli_flags import VERBS
@@ -17,7 +18,16 @@ from rigsize.report.document import render
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Given", "device_of", "print_answer", "say", "settings_of", "typed", "waiting"]
+__all__ = [
+    "Given",
+    "device_of",
+    "print_answer",
+    "say",
+    "settings_of",
+    "take_own_cards",
+    "typed",
+    "waiting",
+]
 
 Given = Mapping[str, str | bool]
 _PATIENCE_S = 1.0
@@ -46,9 +56,18 @@ def settings_of(verb: str, given: Given) -> Settings:
     below = read_spec(path, verb) if isinstance(path, str) else {}
     known = {"model", *(flag.key for flag in VERBS[verb])}
     settings = Settings({**{k: v for k, v in below.items() if k in known}, **given})
+    take_own_cards(settings.text("accelerators"))
     for key in below.keys() - known:
         settings.assumed.append(f"on this machine: {path} was made for {key} {below[key]}")
     return settings
+
+
+def take_own_cards(file: str | None) -> None:
+    """The rows of `--accelerators` count for the rest of this command."""
+    if file is not None:
+        from rigsize.hardware.accelerators import take_accelerators
+
+        take_accelerators(Path(file).expanduser())
 
 
 def print_answer(document: Callable[[], Mapping[str, Any]], as_json: bool, parts: _Parts) -> None:

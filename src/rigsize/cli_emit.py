@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rigsize.cli_common import Given, print_answer, say, settings_of, typed, waiting
+from rigsize.cli_common import (
+    Given,
+    print_answer,
+    say,
+    settings_of,
+    take_own_cards,
+    typed,
+    waiting,
+)
 from rigsize.cli_job import (
     Job,
     Settings,
@@ -89,6 +97,7 @@ def _settings(given: Given) -> tuple[Settings, float | None]:
 def _launch(settings: Settings, most_hours: float | None) -> Launch:
     from rigsize.emit import Launch
 
+    take_own_cards(settings.text("accelerators"))
     target = parse_target(settings)
     job = settle_parallel(settings, parse_job(settings, "emit"), target.cluster)
     check_together(job.workload, job.strategy)

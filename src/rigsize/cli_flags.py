@@ -194,6 +194,9 @@ _MEASURE = (
 _EVAL_SHARE = _flag("eval-share", "X", "Of the data that is held out to evaluate on; 0 by default.")
 _SAVE_MINUTES = _flag("save-minutes", "X", "Minutes between checkpoints; 30 by default.")
 _OFFERS = _flag("offers", "FILE", "Own machines and prices, a CSV file in the same columns.")
+_ACCELERATORS = _flag(
+    "accelerators", "FILE", "Own cards, a CSV file in the columns of the packaged table."
+)
 _NETWORK = _flag("network", "GBIT", "Gbit/s that each node sends to the others; 100 assumed.")
 _TIME = (
     _switch(
@@ -257,6 +260,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         ),
         _flag("host-memory", "SIZE", "Memory of each node, to be checked too: 256GiB."),
         _NETWORK,
+        _ACCELERATORS,
         _flag("headroom", "SIZE|%", "Memory of the card to leave free: 2GiB or 10%."),
         _flag("fail-over", "SIZE", "Exit with 3 when the peak is above this: 24GiB."),
         *_TIME,
@@ -270,6 +274,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         *_WHAT,
         *_HOW,
         _flag("gpus", "NAME[:N[xM]]", "The card, N a node, M nodes, as of estimate."),
+        _ACCELERATORS,
         _flag("record", "ID|FILE", "A Record: its run is compared, and what it measured shown."),
         *_FROM,
         _JSON,
@@ -281,6 +286,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _flag("max-hours", "H", "At most so many hours for the whole run, p50."),
         _flag("max-gpus", "N", "At most so many devices; 1024 by default."),
         _flag("gpu", "NAME", "Only this card: A100 covers all of them."),
+        _ACCELERATORS,
         _flag("provider", "NAME", "Only this provider: aws, azure, gcp, lambda, runpod, ..."),
         _flag("region", "NAME", "Only this region of the provider."),
         _switch("spot", "Spot prices, and only offers that have one."),
@@ -350,6 +356,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
     ),
     "gpus": (
         _switch("here", "The devices of this machine, as their drivers report them."),
+        _ACCELERATORS,
         _JSON,
     ),
     "offers": (
@@ -361,6 +368,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _flag("region", "NAME", "Only this region of the provider."),
         _switch("fractional", "Slices of a GPU too; no training is planned on one."),
         _OFFERS,
+        _ACCELERATORS,
         _flag("from", "DIR|URL", "Of refresh: a folder of gpuhunt's files, or a mirror."),
         _flag("limit", "N", "How many to show, 40 by default; --json has all."),
         _JSON,
@@ -376,6 +384,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         *_WHAT,
         *_HOW,
         _flag("gpus", "NAME[:N[xM]]", "The card, N a node, M nodes, as of estimate."),
+        _ACCELERATORS,
         _flag("host-memory", "SIZE", "Memory of each node, kept in the spec file."),
         _flag("network", "GBIT", "Gbit/s that each node sends, kept in the spec file."),
         _flag("plan", "FILE", "What `rigsize plan --json` printed, instead of all of these."),

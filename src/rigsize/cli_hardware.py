@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rigsize.cli_common import Given, print_answer, say, waiting
+from rigsize.cli_common import Given, print_answer, say, take_own_cards, waiting
 from rigsize.errors import MeasurementFailed, SpecError, UnsupportedCombination, nearest
 from rigsize.hardware import Accelerator, accelerator_family, load_accelerators, parse_gpus
 from rigsize.hardware.offers import (
@@ -37,6 +37,7 @@ _ACTIONS = ("refresh",)
 
 def gpus_verb(given: Given) -> int:
     """`rigsize gpus [NAME] [--here]`."""
+    take_own_cards(_text(given, "accelerators"))
     name = _text(given, "gpu")
     if given.get("here"):
         if name is not None:
@@ -105,6 +106,7 @@ def offers_verb(given: Given) -> int:
         )
     if action is None and "from_" in given:
         raise UnsupportedCombination("from", given["from_"], "belongs to `offers refresh`")
+    take_own_cards(_text(given, "accelerators"))
     today = _today()
     limit = _number(given, "limit", int, 1)
     wanted, notes = _wanted(given)

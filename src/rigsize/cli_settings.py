@@ -86,7 +86,7 @@ def amount(settings: Settings, name: str) -> float | None:
     return value
 
 
-_ON_WHAT = ("gpus", "host_memory", "network")
+_ON_WHAT = ("gpus", "accelerators", "host_memory", "network")
 """Keys of a plan's spec file that a run on the machine at hand has no flag for."""
 
 

@@ -13,7 +13,8 @@ from datetime import date
 from typing import NamedTuple
 
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
-from rigsize.hardware.offers import STALE_DAYS, Offer, first_day
+from rigsize.hardware.dates import first_day
+from rigsize.hardware.offers import STALE_DAYS, Offer
 from rigsize.spec import Cluster
 from rigsize.steptime.intervals import scaled, total_of
 from rigsize.steptime.run_constants import POWER_SHARE, USD_PER_KWH

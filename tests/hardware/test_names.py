@@ -12,12 +12,12 @@ from rigsize.hardware import (
     load_accelerators,
     parse_gpus,
 )
-from rigsize.hardware.names import _normal
+from rigsize.hardware.names import normal
 
 
 def test_no_two_rows_share_an_id_or_an_alias() -> None:
     names = Counter(
-        name for row in load_accelerators() for name in {_normal(a) for a in (row.id, *row.aliases)}
+        name for row in load_accelerators() for name in {normal(a) for a in (row.id, *row.aliases)}
     )
     assert [name for name, count in names.items() if count > 1] == []
 

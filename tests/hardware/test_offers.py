@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from rigsize.errors import SizingError, SpecError
 from rigsize.hardware import accelerator_family, find_accelerator, load_accelerators
+from rigsize.hardware.dates import first_day
 from rigsize.hardware.offers import (
     Offer,
     Wanted,
     cache_file,
-    first_day,
     load_catalogue,
     packaged_offers,
     select,
@@ -214,7 +214,7 @@ BAD_ROWS = {
     "future": ("a,b,L4,1,64,1,2026-11-26", "row 2, column snapshot_date: in the future"),
     "no number": ("a,b,L4,1,64,cheap,", "row 2, column on_demand_usd_h: not a number"),
     "nan": ("a,b,L4,1,64,nan,", "row 2, column on_demand_usd_h: not a number up to"),
-    "no network": ("a,b,L4,1,64,1,,0", "column network_gbit_s: no network at all"),
+    "no network": ("a,b,L4,1,64,1,,0", "column network_gbit_s: 0; empty where it is not known"),
     "no such network": ("a,b,L4,1,64,1,,1e7", "column network_gbit_s: not a number up to 1e+06"),
     "no date": ("a,b,L4,1,64,1,yesterday", "column snapshot_date: not a date"),
     "no such day": ("a,b,L4,1,64,1,2026-02-30", "column snapshot_date: not a date"),

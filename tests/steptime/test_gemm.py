@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,6 +96,11 @@ def test_an_unknown_rate_is_an_error() -> None:
         gemm(find_accelerator("T4"), 128, 128, 128, dtype="bf16")
     with pytest.raises(UnsupportedCombination):
         gemm(find_accelerator("cpu"), 128, 128, 128)
+    whole = find_accelerator("A10")
+    for field, words in (("sm_count", "number of multi"), ("memory_bytes_per_s", "memory bandwi")):
+        partly = replace(whole, **{field: None})
+        with pytest.raises(UnsupportedCombination, match=f"no published {words}"):
+            gemm(partly, 128, 128, 128)
 
 
 def test_same_architecture_lends_its_constants() -> None:

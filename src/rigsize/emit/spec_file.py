@@ -88,6 +88,8 @@ def gpus_text(cluster: Cluster) -> str:
 def spec_toml(workload: Workload, strategy: Strategy, cluster: Cluster) -> str:
     """The file's text."""
     flags = spec_flags(workload, strategy) | {"gpus": gpus_text(cluster)}
+    if cluster.accelerator.table:
+        flags["accelerators"] = cluster.accelerator.table
     if cluster.host_memory_bytes is not None:
         flags["host_memory"] = f"{cluster.host_memory_bytes}B"
     if cluster.network_bytes_per_s is not None and cluster.nodes > 1:

@@ -6,24 +6,31 @@ cell of ``data/accelerators.csv`` is unknown and stays None; no neighbour's figu
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-from rigsize.provenance import BASES, Basis, Sourced
-from rigsize.units import GIB, MIB
+from rigsize.provenance import Basis, Sourced
+from rigsize.units import GIB
 
-__all__ = ["Accelerator", "Band", "load_accelerators", "native_dtypes", "with_headroom"]
+__all__ = [
+    "Accelerator",
+    "Band",
+    "load_accelerators",
+    "native_dtypes",
+    "packaged_accelerators",
+    "take_accelerators",
+    "with_headroom",
+]
 
 TABLE = Path(__file__).parent / "data" / "accelerators.csv"
 
 # Out-of-memory messages name a capacity 0.4 to 1.6 % below what the driver reports.
 TORCH_SHARE_OF_DRIVER = 0.985
 
-_RATES = {
+RATES = {
     "fp32": "fp32_tflops",
     "tf32": "tf32_tflops",
     "fp16": "fp16_tflops",
@@ -32,6 +39,7 @@ _RATES = {
     "int8": "int8_tops",
     "fp4": "fp4_tflops",
 }
+"""Column of the table by dtype."""
 
 
 class Band(NamedTuple):
@@ -112,6 +120,8 @@ class Accelerator:
     as_of: str
     source: str
     note: str
+    table: str = ""
+    """The user's file that it is a row of; empty of the packaged table."""
 
     @property
     def capacity_bytes(self) -> int | None:
@@ -157,85 +167,39 @@ def with_headroom(accelerator: Accelerator, headroom_bytes: int) -> Accelerator:
     return replace(accelerator, capacity=replace(capacity, value=left))
 
 
-@lru_cache(maxsize=1)
+_own: tuple[Accelerator, ...] = ()
+
+
 def load_accelerators() -> tuple[Accelerator, ...]:
-    """All rows of the table, in its order (parsed at the first call)."""
-    with TABLE.open(encoding="utf-8", newline="") as file:
-        return tuple(_accelerator(row) for row in csv.DictReader(file))
+    """All rows of the table, in its order (parsed at the first call), behind them one's own."""
+    return (*packaged_accelerators(), *_own) if _own else packaged_accelerators()
 
 
-def _accelerator(row: dict[str, str]) -> Accelerator:
-    capability = _compute_capability(row["arch"])
-    rates = {dtype: float(row[column]) * 1e12 for dtype, column in _RATES.items() if row[column]}
-    return Accelerator(
-        id=row["id"],
-        vendor=row["vendor"],
-        name=row["name"],
-        aliases=tuple(alias for alias in row["aliases"].split("|") if alias),
-        form_factor=row["form_factor"],
-        arch=row["arch"],
-        compute_capability=capability,
-        sm_count=_int(row["sm_count"]),
-        max_threads_per_sm=_int(row["max_threads_per_sm"]),
-        sm_source=row["sm_source"],
-        memory_nominal_gb=_float(row["memory_nominal_gb"]),
-        memory_driver_mib=_int(row["memory_driver_mib"]),
-        devices=int(row["devices"]),
-        capacity=_capacity(row),
-        context_bytes=_context(row),
-        memory_kind=row["memory_kind"],
-        memory_bytes_per_s=_float(row["memory_bw_gbs"], 1e9),
-        peak_flops_per_s=rates,
-        dtypes=native_dtypes(row["software_stack"], capability, rates),
-        link_kind=row["link_kind"],
-        link_bytes_per_s=_float(row["link_gbs_per_direction"], 1e9),
-        link_max_peers=_int(row["link_max_peers"]),
-        pcie_bytes_per_s=_float(row["pcie_gbs_per_direction"], 1e9),
-        tdp_w=_float(row["tdp_w"]),
-        software_stack=row["software_stack"],
-        training_capable=row["training_capable"],
-        pytorch_support=row["pytorch_support"],
-        seed_ref=row["seed_ref"],
-        check=row["check"],
-        basis=_basis(row["basis"]),
-        as_of=row["as_of"],
-        source=row["source"],
-        note=row["note"],
-    )
+@lru_cache(maxsize=1)
+def packaged_accelerators() -> tuple[Accelerator, ...]:
+    """The table that ships with rigsize."""
+    from rigsize.hardware.accelerators_file import read_accelerators
+
+    return read_accelerators(TABLE)
 
 
-def _capacity(row: dict[str, str]) -> Sourced[int] | None:
-    if row["torch_total_gib"]:
-        return Sourced(
-            value=int(float(row["torch_total_gib"]) * GIB),
-            source=row["torch_total_source"],
-            as_of=row["as_of"],
-            basis="published",
-        )
-    if not row["memory_driver_mib"]:
-        return None
-    driver_bytes = int(row["memory_driver_mib"]) * MIB // int(row["devices"])
-    return Sourced(
-        value=int(driver_bytes * TORCH_SHARE_OF_DRIVER),
-        source=f"{TORCH_SHARE_OF_DRIVER} of the driver's memory per device; {row['source']}",
-        as_of=row["as_of"],
-        basis="derived",
-    )
+def take_accelerators(file: Path | None) -> None:
+    """From now on the rows of a user's file count too; None takes them away again.
+
+    Raises:
+        SpecError: the file is wrong, row and column named.
+    """
+    # Names are looked up everywhere, and a command has one table.
+    global _own
+    _own = ()
+    if file is not None:
+        from rigsize.hardware.accelerators_file import read_accelerators
+
+        _own = read_accelerators(file, beside=packaged_accelerators())
 
 
-def _context(row: dict[str, str]) -> Sourced[Band]:
-    if not row["context_mid_mib"]:
-        return ROCM_CONTEXT if row["software_stack"] == "rocm" else START_CONTEXT
-    low, mid, high = (int(row[f"context_{bound}_mib"]) * MIB for bound in Band._fields)
-    return Sourced(
-        value=Band(low, mid, high),
-        source=row["context_source"],
-        as_of=row["as_of"],
-        basis="measured",
-    )
-
-
-def _compute_capability(arch: str) -> tuple[int, int] | None:
+def compute_capability(arch: str) -> tuple[int, int] | None:
+    """(8, 0) of `sm_80`; None of what is no CUDA device."""
     if not arch.startswith("sm_"):
         return None
     digits = arch.split()[0].removeprefix("sm_")
@@ -253,17 +217,3 @@ def native_dtypes(
     since = {"fp32": (1, 0), "tf32": (8, 0), "fp16": (5, 3), "bf16": (8, 0), "fp8": (8, 9)}
     since |= {"int8": (7, 5), "fp4": (10, 0)}
     return tuple(dtype for dtype, first in since.items() if capability >= first)
-
-
-def _basis(text: str) -> Basis:
-    if text in BASES:
-        return cast("Basis", text)
-    raise ValueError(f"accelerators.csv: basis {text!r}")
-
-
-def _int(cell: str) -> int | None:
-    return int(cell) if cell else None
-
-
-def _float(cell: str, scale: float = 1.0) -> float | None:
-    return float(cell) * scale if cell else None

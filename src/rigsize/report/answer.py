@@ -112,6 +112,8 @@ def command_for(
         words += [] if strategy.hold_output else ["--no-hold-output"]
     words += [*_generation_words(workload), *_adapter_words(strategy), *_sharding_words(strategy)]
     words += ["--gpus", _gpus(cluster)]
+    table = cluster.accelerator.table
+    words += ["--accelerators", table] if table else []
     words += ["--headroom", f"{headroom_bytes}B"] if headroom_bytes else []
     host_bytes = cluster.host_memory_bytes
     words += ["--host-memory", f"{host_bytes}B"] if host_bytes and verb == "estimate" else []

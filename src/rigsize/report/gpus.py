@@ -158,7 +158,7 @@ def gpu_text(
     """One row for people: each figure with where it comes from."""
     from rigsize.report.console import table
 
-    yield f"{row.id}: {row.name}, {row.form_factor}, {row.arch}"
+    yield f"{row.id}: {', '.join(filter(None, (row.name, row.form_factor, row.arch)))}"
     if assumed:
         yield assumed
     yield target_of(row).words

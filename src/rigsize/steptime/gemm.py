@@ -131,11 +131,13 @@ def peak_flops_per_s(gpu: Accelerator, dtype: str) -> float:
         raise UnsupportedCombination("dtype", dtype, "no product is known in it", allowed=_BYTES)
     peak = gpu.peak_flops_per_s.get(dtype)
     if peak is None or gpu.sm_count is None or gpu.memory_bytes_per_s is None:
+        what = "memory bandwidth" if gpu.memory_bytes_per_s is None else "number of multiprocessors"
+        what = f"rate for products in {dtype}" if peak is None else what
         raise UnsupportedCombination(
             "gpus",
             gpu.id,
-            f"no published rate for products in {dtype}, so no time",
-            allowed=[d for d in _BYTES if d in gpu.peak_flops_per_s],
+            f"no published {what}, so no time",
+            allowed=[d for d in _BYTES if d in gpu.peak_flops_per_s and peak is None],
         )
     return peak
 
