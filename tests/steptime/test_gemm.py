@@ -98,7 +98,7 @@ def test_an_unknown_rate_is_an_error() -> None:
         gemm(find_accelerator("cpu"), 128, 128, 128)
     whole = find_accelerator("A10")
     for field, words in (("sm_count", "number of multi"), ("memory_bytes_per_s", "memory bandwi")):
-        partly = replace(whole, **{field: None})
+        partly = replace(whole, **{field: None})  # type: ignore[arg-type]
         with pytest.raises(UnsupportedCombination, match=f"no published {words}"):
             gemm(partly, 128, 128, 128)
 
