@@ -6,18 +6,27 @@ The choices are written down, with their date, in docs/decisions/007-proof-of-st
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from rigsize.hardware import find_accelerator
-from rigsize.models import ModelSource, check_config, resolve_model
-from rigsize.spec import Cluster, Strategy, Workload
+from validation import times_spread_rows
+from validation.times_questions import (
+    BERT,
+    QWEN,
+    LeftOut,
+    Question,
+    Row,
+    cluster_of,
+    config_source,
+    neusight_source,
+    texts,
+)
+
+from rigsize.models import resolve_model
+from rigsize.spec import Strategy, Workload
 from rigsize.units import GIGABIT_BYTES
 
 __all__ = ["MEASURED_CARDS", "PROOF", "LeftOut", "Question", "Row", "question_of"]
-
-Row = Mapping[str, str]
 
 PROOF = (
     "peft-metamath-l40s",
@@ -32,26 +41,6 @@ MEASURED_CARDS = ("A100", "H100", "H200", "L40S", "B200", "RTX-PRO-6000")
 """Beginnings of the ids of accelerators with kernel tables."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A published time and what is asked of the model to predict it."""
-
-    row: Row
-    source: ModelSource
-    workload: Workload
-    strategy: Strategy
-    cluster: Cluster
-    seconds: float
-    """Published, of a step; with `backward_only` of its backward pass, with `decode` of a token."""
-    backward_only: bool = False
-    decode: bool = False
-    """One token behind prompt and half of what is written."""
-
-
-class LeftOut(Exception):
-    """Why a row can be no question."""
-
-
 def question_of(row: Row) -> Question:
     """The question of a row; LeftOut says why there is none."""
     name = row["slice"]
@@ -59,29 +48,6 @@ def question_of(row: Row) -> Question:
     if made is None:
         raise LeftOut("the slice's program is not written out as records")
     return made(row)
-
-
-def _config(name: str, **config: Any) -> ModelSource:
-    check_config(config)
-    return ModelSource(
-        name=name,
-        origin="config",
-        config=config,
-        path=None,
-        checkpoint_parameters=None,
-        checkpoint_note="not asked",
-    )
-
-
-def _cluster(row: Row, gpu: str, network_bytes_per_s: float | None = None) -> Cluster:
-    nodes = int(row["n_nodes"] or 1)
-    per_node = int(row["n_gpus"] or 1) // nodes
-    return Cluster(
-        accelerator=find_accelerator(gpu),
-        per_node=per_node,
-        nodes=nodes,
-        network_bytes_per_s=network_bytes_per_s,
-    )
 
 
 # -- peft ---------------------------------------------------------------------------------------
@@ -117,19 +83,13 @@ def _peft(row: Row) -> Question:
             padding="dynamic",
         ),
         strategy=Strategy(precision="bf16", micro_batch=4, **more),
-        cluster=_cluster(row, "L40S"),
+        cluster=cluster_of(row, "L40S"),
         seconds=_PEFT_TOKENS / float(row["tokens_per_s_per_gpu"]),
     )
 
 
 # -- Qwen's first -------------------------------------------------------------------------------
 
-_QWEN = {
-    "Qwen-1.8B": {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24,
-                  "num_attention_heads": 16, "num_key_value_heads": 16},
-    "Qwen-7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-                "num_attention_heads": 32, "num_key_value_heads": 32},
-}  # fmt: skip
 _LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
 
@@ -142,18 +102,18 @@ def _qwen(row: Row) -> Question:
         raise LeftOut("neither the ZeRO stage nor the network is printed")
     full = row["method"] == "full"
     adapters: dict[str, Any] = {"method": "lora", "lora_rank": 64, "lora_targets": _LINEAR}
-    source = _config(
+    source = config_source(
         row["model"],
         model_type="qwen2",
         vocab_size=151936,
         max_position_embeddings=8192,
         tie_word_embeddings=False,
-        **_QWEN[row["model"]],
+        **QWEN[row["model"]],
     )
     return Question(
         row=row,
         source=source,
-        workload=_texts(source, int(row["seq_len"])),
+        workload=texts(source, int(row["seq_len"])),
         strategy=Strategy(
             precision="bf16",
             micro_batch=1,
@@ -164,14 +124,9 @@ def _qwen(row: Row) -> Question:
             parallel="zero3" if full else "single",
             **({} if full else adapters | {"adapter_dtype": "same"}),
         ),
-        cluster=_cluster(row, "A100-80GB-SXM"),
+        cluster=cluster_of(row, "A100-80GB-SXM"),
         seconds=float(row["step_time_s"]),
     )
-
-
-def _texts(source: ModelSource, length: int, task: str = "causal-lm", **more: Any) -> Workload:
-    """Texts that fill their length: no padded position."""
-    return Workload(model=source.name, task=task, max_length=length, padding_in_batch=False, **more)
 
 
 # -- torchtune ----------------------------------------------------------------------------------
@@ -192,7 +147,7 @@ def _torchtune(row: Row) -> Question:
     return Question(
         row=row,
         source=source,
-        workload=_texts(source, 4096),
+        workload=texts(source, 4096),
         strategy=Strategy(
             precision="bf16",
             method=row["method"],
@@ -205,17 +160,13 @@ def _torchtune(row: Row) -> Question:
             max_grad_norm=None,
             **more,
         ),
-        cluster=_cluster(row, "A100-80GB-SXM"),
+        cluster=cluster_of(row, "A100-80GB-SXM"),
         seconds=2 * 4096 / float(row["tokens_per_s_per_gpu"]),
     )
 
 
 # -- NVIDIA's BERT ------------------------------------------------------------------------------
 
-_BERT: dict[str, Any] = {
-    "model_type": "bert", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "max_position_embeddings": 512,
-}  # fmt: skip
 _DGX_NETWORK = 8 * 200 * GIGABIT_BYTES
 _DLE_CARDS = {"A100-SXM": "A100-80GB-SXM", "V100-SXM2": "V100-32GB-SXM2"}
 
@@ -228,12 +179,12 @@ def _dle(row: Row) -> Question:
     if row["gpu"] not in _DLE_CARDS:
         raise LeftOut(f"no such card here: {row['gpu']}")
     pretraining = row["task"].startswith("mlm")
-    source = _config("BERT-large", vocab_size=30528, **_BERT)
+    source = config_source("BERT-large", vocab_size=30528, **BERT)
     length = int(row["seq_len"])
     if pretraining:
-        workload = _texts(source, length, "masked-lm", mask_share=20 / 128)
+        workload = texts(source, length, "masked-lm", mask_share=20 / 128)
     else:
-        workload = _texts(source, length, "token-classification", num_labels=2)
+        workload = texts(source, length, "token-classification", num_labels=2)
     parallel = "ddp" if int(row["n_gpus"]) > 1 else "single"
     return Question(
         row=row,
@@ -248,7 +199,7 @@ def _dle(row: Row) -> Question:
             loss="masked" if pretraining else "all",
             parallel=parallel,
         ),
-        cluster=_cluster(row, _DLE_CARDS[row["gpu"]], _DGX_NETWORK),
+        cluster=cluster_of(row, _DLE_CARDS[row["gpu"]], _DGX_NETWORK),
         seconds=float(row["step_time_s"]),
     )
 
@@ -259,7 +210,7 @@ def _dle(row: Row) -> Question:
 def _foundry(row: Row) -> Question:
     hidden, heads = int(row["hidden"]), int(row["heads"])
     length = int(row["seq_len"])
-    source = _config(
+    source = config_source(
         row["model"],
         model_type="opt",
         hidden_size=hidden,
@@ -276,7 +227,7 @@ def _foundry(row: Row) -> Question:
     return Question(
         row=row,
         source=source,
-        workload=_texts(source, length),
+        workload=texts(source, length),
         strategy=Strategy(
             precision="bf16" if pure else "amp-bf16",
             micro_batch=int(float(row["micro_batch"])),
@@ -286,7 +237,7 @@ def _foundry(row: Row) -> Question:
             recompute="block" if row["activation_checkpointing"] == "full" else "none",
             parallel="fsdp",
         ),
-        cluster=_cluster(
+        cluster=cluster_of(
             row,
             "A100-80GB-SXM" if "A100" in row["gpu"] else "H100-80GB-SXM",
             1600 * GIGABIT_BYTES,
@@ -311,7 +262,7 @@ def _neusight(row: Row) -> Question:
         raise LeftOut("a mixture of experts with code of its own")
     if row["gpu"] not in _NEUSIGHT_CARDS:
         raise LeftOut(f"no such card here, or no table: {row['gpu']}")
-    source = _neusight_source(row)
+    source = neusight_source(row)
     training = row["task"].startswith("training")
     task = "masked-lm" if row["model"].startswith("bert") else "causal-lm"
     if not training and task == "masked-lm":
@@ -321,44 +272,15 @@ def _neusight(row: Row) -> Question:
     return Question(
         row=row,
         source=source,
-        workload=_texts(
+        workload=texts(
             source, int(row["seq_len"]), task, use="fine-tuning" if training else "inference"
         ),
         strategy=Strategy(
             precision="fp32", micro_batch=int(float(row["micro_batch"])), attention="eager"
         ),
-        cluster=_cluster(row, _NEUSIGHT_CARDS[row["gpu"]]),
+        cluster=cluster_of(row, _NEUSIGHT_CARDS[row["gpu"]]),
         seconds=backward_ms * 1e-3 if training else float(row["step_time_s"]),
         backward_only=training,
-    )
-
-
-def _neusight_source(row: Row) -> ModelSource:
-    name, layers = row["model"], int(row["n_layers"])
-    hidden, heads, vocabulary = int(row["hidden"]), int(row["heads"]), int(row["vocab"])
-    if name == "bert_large":
-        return _config(name, vocab_size=vocabulary, **_BERT)
-    if name.startswith("gpt"):
-        return _config(
-            name,
-            model_type="gpt2",
-            n_embd=hidden,
-            n_layer=layers,
-            n_head=heads,
-            n_positions=2048,
-            vocab_size=vocabulary,
-        )
-    return _config(
-        name,
-        model_type="opt",
-        hidden_size=hidden,
-        word_embed_proj_dim=hidden,
-        ffn_dim=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=2048,
-        do_layer_norm_before=True,
     )
 
 
@@ -376,7 +298,7 @@ def _generation(row: Row) -> Question:
     return Question(
         row=row,
         source=source,
-        workload=_texts(
+        workload=texts(
             source,
             length,
             use="inference",
@@ -384,7 +306,7 @@ def _generation(row: Row) -> Question:
             max_new_tokens=_WRITTEN_TOKENS // 2,
         ),
         strategy=Strategy(precision="bf16", attention="flash"),
-        cluster=_cluster(row, "A100-80GB-SXM"),
+        cluster=cluster_of(row, "A100-80GB-SXM"),
         seconds=1 / float(row["tokens_per_s_per_gpu"]),
         decode=True,
     )
@@ -403,4 +325,5 @@ _SLICES: dict[str, Callable[[Row], Question]] = {
     "neusight-inf": _neusight,
     "qwen2-inference-hf": _generation,
     "qwen2.5-inference-hf": _generation,
+    **times_spread_rows.SLICES,
 }

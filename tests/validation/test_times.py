@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 from validation.check_times import Judged, judge, known_misses, predict, report
-from validation.times_rows import LeftOut, question_of
+from validation.times_questions import LeftOut
+from validation.times_rows import question_of
 
 from rigsize.steptime.step import Quantiles, StepTime
 
@@ -96,7 +97,7 @@ def test_a_prediction_is_reported_with_its_error() -> None:
     found = predict(question_of(BERT), draws=20)
     half = predict(question_of(BERT | {"step_time_s": str(found.answer.step_s.p50 / 2)}), draws=20)
     assert half.error_percent == pytest.approx(100)
-    assert not half.held
+    assert not half.point.held
     lines = report([half], Counter({("other", "no reason"): 3}))
     assert any("median error 100.0 % (target 12 %)" in line for line in lines)
     assert "- other, 3 rows: no reason" in lines

@@ -3,7 +3,8 @@
     kernels (prices) -> rows of micro-steps and update (schedule, update) -> streams -> seconds
 
 p50 is the run with every factor at its median; p10 and p90 come from drawing the factors of
-`draws`. Formulas: docs/time.md. Left out: data loading, checkpoints and evaluation (run_time).
+`draws`, p90 also from what published programs lose to the tables (`intervals.PROGRAM_P90`).
+Formulas: docs/time.md. Left out: data loading, checkpoints and evaluation (run_time).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rigsize.steptime.draws import (
 )
 from rigsize.steptime.draws import draws as draw_factors
 from rigsize.steptime.gemm import peak_flops_per_s
+from rigsize.steptime.intervals import PROGRAM_P90, Quantiles, widened
 from rigsize.steptime.links import Links
 from rigsize.steptime.prices import ATTENTION, MISALIGNED_PRODUCTS, PRODUCTS, Pricer
 from rigsize.steptime.rows import Row
@@ -43,6 +45,7 @@ from rigsize.steptime.tables import tables_of
 __all__ = ["Part", "Quantiles", "StepTime", "step_time"]
 
 SLOWED = "compute slowed by collectives beside it"
+PROGRAM = "the program against kernels alone"
 # Two machines with the same GPU, assumed from what is published: whole collections of products in
 # ai-dynamo/aiconfigurator differ by up to 7 % on an A100. Where no table tells the clock that a
 # model sustains: NeuSight's rows reach .56 to .91 of the fp32 peak on cards of 250 W and more.
@@ -68,14 +71,6 @@ _Z_TENTH = 1.2816
 """Standard deviations from the median to the 10 % and 90 % points."""
 _SAME = 1e-9
 """Relative difference of two micro-steps that is rounding."""
-
-
-class Quantiles(NamedTuple):
-    """Three points of a distribution, in one unit."""
-
-    p10: float
-    p50: float
-    p90: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,15 +139,17 @@ def step_time(
     drawn = sorted(clockwork.play(factors).end_s for factors in draw_factors(causes, draws))
     by_dtype = pricer.flops(work)
     flops = sum(by_dtype.values()) * plan.micro_steps
+    # Its kernels were timed in the user's own software: nothing is left of what programs differ in.
+    program = 1.0 if calibration is not None and calibration.gemm else PROGRAM_P90.value
     dtype = max(by_dtype, key=by_dtype.__getitem__, default=None)
     parts = _parts(middle, pricer, links)
     return StepTime(
-        step_s=_quantiles(drawn, p50),
+        step_s=widened(_quantiles(drawn, p50), program) if drawn else Quantiles(p50, p50, p50),
         micro_s=middle.micro_end_s / plan.micro_steps,
         update_s=p50 - middle.micro_end_s,
         parts=parts,
         bound_by=_bound_by(parts, network=links.over_network),
-        widest=_widest(clockwork, causes, p50) if draws else "",
+        widest=_widest(clockwork, causes, p50, program) if draws else "",
         flops=flops,
         mfu=flops / p50 / peak_flops_per_s(gpu, dtype) if dtype and p50 else None,
         assumptions=_assumptions(pricer, links, strategy, calibration),
@@ -294,22 +291,22 @@ def _causes(pricer: Pricer, links: Links, calibration: Calibration | None) -> tu
 
 
 def _quantiles(drawn: list[float], p50: float) -> Quantiles:
-    if not drawn:
-        return Quantiles(p50, p50, p50)
     at = len(drawn) - 1
     low, high = drawn[round(0.1 * at)], drawn[round(0.9 * at)]
     return Quantiles(min(low, p50), p50, max(high, p50))
 
 
-def _widest(clockwork: _Clockwork, causes: tuple[Cause, ...], p50: float) -> str:
+def _widest(clockwork: _Clockwork, causes: tuple[Cause, ...], p50: float, program: float) -> str:
     """The cause that alone moves the step most between its 10 % and 90 % points."""
 
     def width(cause: Cause) -> float:
         ends = [clockwork.play({cause.name: cause.at(sign * _Z_TENTH)}).end_s for sign in (-1, 1)]
         return abs(math.log(ends[1] / ends[0])) if min(ends) > 0 else 0.0
 
-    widest = max(causes, key=width, default=None)
-    return widest.name if widest is not None and p50 else ""
+    if not p50:
+        return ""
+    widest = max(causes, key=width)
+    return PROGRAM if math.log(program) > width(widest) else widest.name
 
 
 def _parts(played: _Played, pricer: Pricer, links: Links) -> tuple[Part, ...]:
