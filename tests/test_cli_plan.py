@@ -234,6 +234,7 @@ def test_the_host_is_what_does_not_fit(ran: Ran) -> None:
     ("wishes", "why"),
     [
         (("--gpu", "TPU-v4"), "nothing is planned on TPU-v4: trains through torch_xla"),
+        (("--gpu", "K80"), "nothing is planned on K80: PyTorch on it: no (dropped with CUDA 12)"),
         (("--gpu", "T4", "--provider", "lambda"), "lambda offers no T4; "),
         (
             ("--gpu", "A100-80GB", "--provider", "lambda", "--max-gpus", "4"),
@@ -329,6 +330,14 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
         ((*TEXTS, "--max-hours", "soon"), "max-hours"),
         ((*TEXTS, "--max-gpus", "0"), "max-gpus"),
         ((*TEXTS, "--offers", "nowhere.csv"), "offers"),
+        ((*TEXTS, "--max-length", "auto"), "max-length"),
+        ((*TEXTS, "--max-length", "100000"), "max-length"),
+        ((*TEXTS, "--headroom", "100%"), "headroom"),
+        ((*TEXTS, "--global-batch", "1000001"), "global-batch"),
+        ((*TEXTS, "--batch-size", "300"), "batch-size"),  # of 256 texts
+        ((*TEXTS, "--batch-size", "100"), "batch-size"),  # 300 are 17 % more
+        ((*TEXTS, "--own", "L4:2", "--host-memory", "0GiB"), "host-memory"),
+        ((*TEXTS, "--own", "K80"), "own"),
         ((*TEXTS, "--host-memory", "64GiB"), "host-memory"),
         ((*TEXTS, "--own", "L4:2", "--provider", "gcp"), "provider"),
         ((*TEXTS, "--own", "L4:2", "--spot"), "spot"),

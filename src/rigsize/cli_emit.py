@@ -25,6 +25,7 @@ from rigsize.cli_job import (
     settle_length,
     settle_parallel,
 )
+from rigsize.cli_train import check_run_flags
 from rigsize.errors import SizingError, SpecError, UnsupportedCombination
 from rigsize.spec import Cluster, check_together
 
@@ -48,7 +49,7 @@ def emit_verb(given: Given) -> int:
     from rigsize.emit.files import emit, write_files
 
     out = given.get("out")
-    if not isinstance(out, str):
+    if not isinstance(out, str) or not out.strip():
         raise SpecError("out", None, "missing", hint="--out FOLDER")
     settings, most_hours = _settings(given)
     launch = _launch(settings, most_hours)
@@ -101,6 +102,7 @@ def _launch(settings: Settings, most_hours: float | None) -> Launch:
     target = parse_target(settings)
     job = settle_parallel(settings, parse_job(settings, "emit"), target.cluster)
     check_together(job.workload, job.strategy)
+    check_run_flags(settings)
     job = _settled(job, target.cluster)
     _warn_of_memory(settings, job, target.cluster)
     rates: dict[str, Any] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,11 @@ from rigsize.errors import SpecError, nearest
 
 __all__ = ["PICKS", "Picked", "pick_plan"]
 
+_OF_PLANS = ("estimate", "emit")
 PICKS = ("cheapest", "fastest", "smallest")
 _LARGEST_FILE_BYTES = 64 * 1024**2
+_MOST_HOURS = 1e5
+"""Eleven years: no scheduler has a longer limit."""
 
 
 class Picked(NamedTuple):
@@ -51,7 +53,7 @@ def _plans(file: Path) -> Sequence[Mapping[str, Any]]:
             raise SpecError("plan", str(file), "no such file")
         if file.stat().st_size > _LARGEST_FILE_BYTES:
             raise SpecError("plan", str(file), "too large", allowed=("up to 64 MiB",))
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, SpecError):
             raise
@@ -89,7 +91,7 @@ def _hours(plan: Mapping[str, Any]) -> float | None:
     p90 = hours.get("p90") if isinstance(hours, dict) else None
     if isinstance(p90, bool) or not isinstance(p90, int | float):
         return None
-    return float(p90) if math.isfinite(p90) and p90 > 0 else None
+    return float(p90) if 0 < p90 <= _MOST_HOURS else None
 
 
 def _flags(command: str) -> dict[str, str | bool]:
@@ -98,8 +100,8 @@ def _flags(command: str) -> dict[str, str | bool]:
         words = shlex.split(command)
     except ValueError as error:
         raise SpecError("plan", command, f"not a command ({error})") from None
-    if len(words) < 2 or words[0] != "rigsize" or words[1] not in VERBS:
-        raise SpecError("plan", command, "not a command of rigsize")
+    if len(words) < 2 or words[0] != "rigsize" or words[1] not in _OF_PLANS:
+        raise SpecError("plan", command, "not a command of rigsize for one plan")
     verb, rest = words[1], iter(words[2:])
     options = {option: flag for flag in VERBS[verb] for option in flag.options}
     ours = {flag.key for flag in VERBS["emit"]}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rigsize.cli_common import say
 from rigsize.cli_hardware import check_provider
 from rigsize.cli_settings import Settings, amount
+from rigsize.cli_target import host_memory_asked
 from rigsize.errors import UnsupportedCombination
 from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.hardware.offers import Catalogue, Offer, load_catalogue
@@ -16,7 +17,7 @@ from rigsize.hardware.targets import target_of
 from rigsize.money import power_usd_per_hour
 from rigsize.spec import Cluster
 from rigsize.steptime.run_constants import POWER_SHARE
-from rigsize.units import parse_bytes
+from rigsize.units import GIB
 
 if TYPE_CHECKING:
     from rigsize.plan.planner import Own
@@ -67,7 +68,7 @@ def own_asked(settings: Settings, today: date) -> Own | None:
 
     gpus = parse_gpus(text)
     _check_planned_on(gpus.accelerator)
-    host = settings.text("host-memory")
+    host = host_memory_asked(settings)
     if gpus.assumed_note:
         settings.assumed.append(gpus.assumed_note)
     row = gpus.accelerator
@@ -81,7 +82,7 @@ def own_asked(settings: Settings, today: date) -> Own | None:
         gpu_count=products,
         gpu_memory_gib=None,
         vcpus=None,
-        host_memory_gib=None if host is None else parse_bytes(host, "host-memory") / 2**30,
+        host_memory_gib=None if host is None else host / GIB,
         region="here",
         on_demand_usd_per_hour=price,
         spot_usd_per_hour=price,
@@ -117,8 +118,10 @@ def _check_planned_on(row: Accelerator) -> None:
     target, why = target_of(row), ""
     if row.is_cpu:
         why = "its hours are not known"
-    elif not (target.answered and target.trains):
+    elif not target.answered:
         why = target.words
+    elif not target.trains:
+        why = f"PyTorch on it: {row.pytorch_support}"
     elif row.capacity_bytes is None:
         why = "nobody published what torch sees of its memory"
     if why:

@@ -16,7 +16,9 @@ from rigsize.cli_job import parse_job
 from rigsize.cli_places import catalogue_asked, check_own, own_asked
 from rigsize.cli_settings import Settings, amount, number
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
+from rigsize.models import check_lengths, check_task
 from rigsize.spec.checks import integer
+from rigsize.spec.workload import MAX_BATCH
 from rigsize.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ MET, NOBODY = 0, 3
 ALLOWED = ("lower-precision", "adapters")
 _SAME = ("seed", "lean")
 """Recipes of the same mathematics, searched where no recipe is given."""
+MOST_PLANNED_BATCH = MAX_BATCH
+"""One device may take it at once."""
 _BATCHES = {"pre-training": 256, "fine-tuning": 32}
 """Texts of an optimizer step; Devlin et al. 2018 (BERT), A.2 and A.3."""
 _VARIED = ("parallel", "offload", "recompute")
@@ -56,8 +60,10 @@ def plan_verb(given: Given) -> int:
             "missing",
             hint="--examples N texts: hours and price need their number",
         )
+    check_task(base.source.config, workload.task)
+    check_lengths(base.source, workload, base.strategy)
     total = _global_batch(settings, base)
-    micro = settings.text("batch-size")
+    micro = _micro_batch(settings, base, total, limits)
     own = own_asked(settings, today)
     catalogue = catalogue_asked(settings, limits, today, own)
     gpu = settings.text("gpu")
@@ -69,7 +75,7 @@ def plan_verb(given: Given) -> int:
             Question(
                 jobs=jobs,
                 global_batch=total,
-                micro_batch=None if micro in (None, "auto") else base.strategy.micro_batch,
+                micro_batch=micro,
                 accelerators=None if gpu is None else rows_of(gpu)[0],
                 own=own,
                 scale=settings.switch("scaling"),
@@ -104,6 +110,11 @@ def _jobs(settings: Settings) -> tuple[Parsed, list[Job]]:
             raise UnsupportedCombination(
                 name, settings.text(name), "the plan sets it", nearest=instead
             )
+    if settings.text("max-length") == "auto":
+        raise UnsupportedCombination("max-length", "auto", "a plan is of texts of one length")
+    asked = settings.integer("global-batch")
+    if asked is not None:
+        integer("global-batch", asked, 1, MOST_PLANNED_BATCH)
     plain = {k: v for k, v in settings.given.items() if k not in (*_VARIED, "recipe")}
     fixed = {k: str(settings.given[k]) for k in _VARIED if k in settings.given}
     recipe = settings.text("recipe")
@@ -183,6 +194,26 @@ def _global_batch(settings: Settings, base: Parsed) -> int | None:
     )
 
 
+def _micro_batch(settings: Settings, base: Parsed, total: int | None, limits: Limits) -> int | None:
+    """Texts a device at a time, where they were given; they have to make the global batch."""
+    from rigsize.plan.candidates import MOST_OVERSHOOT, batches
+
+    if settings.text("batch-size") in (None, "auto"):
+        return None
+    micro = base.strategy.micro_batch
+    if total is None:
+        return micro
+    # One more rank than it takes to go beyond it makes nothing that fewer do not.
+    most = min(limits.max_gpus, total // micro + 1)
+    if not any(batches(total, ranks, micro) for ranks in range(1, most + 1)):
+        raise UnsupportedCombination(
+            "batch-size",
+            micro,
+            f"no number of them makes a global batch of {total:,}, to {MOST_OVERSHOOT:.0%} above",
+        )
+    return micro
+
+
 # -- limits -------------------------------------------------------------------------------------
 
 
@@ -220,5 +251,11 @@ def _headroom(text: str | None) -> tuple[int, float]:
     """(bytes, share): of every card, whatever its size."""
     if text is None:
         return 0, 0.0
-    share = re.fullmatch(r"(\d{1,2}(?:\.\d{1,6})?)\s*%", text.strip())
-    return (0, float(share[1]) / 100) if share else (parse_bytes(text, "headroom"), 0.0)
+    share = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*%", text.strip())
+    if share is None:
+        return parse_bytes(text, "headroom"), 0.0
+    percent = float(share[1])
+    if percent >= 100:
+        allowed = ("percentages below 100, such as 10%",)
+        raise SpecError("headroom", text, "leaves nothing of any card", allowed=allowed)
+    return 0, percent / 100

@@ -13,7 +13,7 @@ from rigsize.spec import Cluster
 from rigsize.spec.cluster import MOST_NETWORK_GBIT_PER_S
 from rigsize.units import GIGABIT_BYTES, format_bytes, parse_bytes
 
-__all__ = ["Target", "network_asked", "parse_target"]
+__all__ = ["Target", "host_memory_asked", "network_asked", "parse_target"]
 
 ASSUMED_GPU = "A100-40GB"
 """The card of the article that the seed's tables come from; always said to be assumed."""
@@ -41,7 +41,7 @@ def parse_target(settings: Settings) -> Target:
             accelerator=with_headroom(gpus.accelerator, headroom),
             per_node=gpus.per_node,
             nodes=gpus.nodes,
-            host_memory_bytes=_host_memory(settings),
+            host_memory_bytes=host_memory_asked(settings),
             network_bytes_per_s=_network(settings, gpus.nodes),
         ),
         headroom_bytes=headroom,
@@ -50,7 +50,8 @@ def parse_target(settings: Settings) -> Target:
     )
 
 
-def _host_memory(settings: Settings) -> int | None:
+def host_memory_asked(settings: Settings) -> int | None:
+    """`--host-memory` in bytes; None where it was not given."""
     text = settings.text("host-memory")
     size = None if text is None else parse_bytes(text, "host-memory")
     if size == 0:

@@ -141,10 +141,15 @@ _TEXTS = ("schedule", "init", "progress")
 _SWITCHES = ("group-by-length", "tensorboard", "export", "predict", "checkpoint")
 
 
-def _settings(settings: Settings, global_batch: int | None, task: str) -> Any:
+def check_run_flags(settings: Settings) -> None:
+    """SpecError for a figure beside the plan that `rigsize train` would refuse."""
     from rigsize.train.settings import TrainSettings
 
-    values: dict[str, Any] = {"global_batch": global_batch, "out": _out(settings, task)}
+    TrainSettings(**_run_values(settings), out=Path())
+
+
+def _run_values(settings: Settings) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     parsers: dict[tuple[str, ...], Callable[[str], Any]] = {
         _NUMBERS: lambda name: (
             None if (text := settings.text(name)) is None else number(name, text)
@@ -156,6 +161,13 @@ def _settings(settings: Settings, global_batch: int | None, task: str) -> Any:
         values |= {
             name.replace("-", "_"): value for name in names if (value := parse(name)) is not None
         }
+    return values
+
+
+def _settings(settings: Settings, global_batch: int | None, task: str) -> Any:
+    from rigsize.train.settings import TrainSettings
+
+    values = {"global_batch": global_batch, "out": _out(settings, task), **_run_values(settings)}
     for name in _SWITCHES:
         key = name.replace("-", "_")
         if key in settings.given:

@@ -392,8 +392,9 @@ def test_verb_writes_and_never_writes_over(
 
 
 def test_out_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(BASE) == 2
-    assert "--out FOLDER" in capsys.readouterr().err
+    for words in (BASE, [*BASE, "--out", ""]):
+        assert run(words) == 2
+        assert "--out FOLDER" in capsys.readouterr().err
 
 
 def test_a_file_in_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -440,6 +441,30 @@ def test_a_plan_is_picked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(captured.out)["spec"]["optim"] == "sgd"
 
 
+@pytest.mark.parametrize("hours", [1e308, -1.0, None, "2", True, float("nan")])
+def test_hours_that_are_no_limit(hours: object, tmp_path: Path) -> None:
+    file = plan_file(tmp_path, time={"hours": {"p90": hours}})
+    assert run(["emit", "--plan", str(file), "--offline", "--out", str(tmp_path / "a")]) == 0
+    assert "--time=" not in (tmp_path / "a" / "job.sbatch").read_text()
+
+
+def test_a_plan_file_of_windows(tmp_path: Path) -> None:
+    file = plan_file(tmp_path)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert run(["emit", "--plan", str(file), "--offline", "--out", str(tmp_path / "a")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--max-steps", "0"), ("--learning-rate", "-1"), ("--schedule", "never")]
+)
+def test_what_train_would_refuse(
+    flag: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*BASE, "--out", str(tmp_path / "a"), flag, value]) == 2
+    assert capsys.readouterr().err.startswith(f"rigsize: {flag[2:]}: ")
+    assert not (tmp_path / "a").exists()
+
+
 def test_without_a_cheapest_the_fastest_is_picked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,7 +496,11 @@ def test_no_such_plan(pick: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "command", ["rm -rf /", "rigsize estimate a b", "rigsize estimate 'a", "rigsize x", 3, None]
+    "command",
+    [
+        *("rm -rf /", "rigsize estimate a b", "rigsize estimate 'a", "rigsize x", 3, None),
+        "rigsize plan xlm-roberta-base --own L4",
+    ],
 )
 def test_a_plan_that_is_none(
     command: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]

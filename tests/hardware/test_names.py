@@ -106,6 +106,9 @@ def test_unknown_device() -> None:
         parse_gpus("RTX409:8")
     assert caught.value.exit_code == 2
     assert caught.value.nearest == "RTX4090"
+    with pytest.raises(UnknownDevice) as caught:
+        parse_gpus("\N{ROCKET}")
+    assert caught.value.nearest is None
 
 
 @given(st.text())

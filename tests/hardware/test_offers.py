@@ -240,6 +240,22 @@ def test_bad_rows_name_the_row_and_the_column(name: str, tmp_path: Path) -> None
     assert caught.value.exit_code == 2
 
 
+def test_a_machine_twice_is_refused(tmp_path: Path) -> None:
+    rows = ("lab,box,L4,1,64,1,", "LAB,box,L4,1,64,2,")
+    with pytest.raises(SpecError, match="row 3, column instance: there already"):
+        read_offers(written(tmp_path, *rows), today=TODAY)
+
+
+def test_a_price_is_never_minus_nothing(tmp_path: Path) -> None:
+    (offer,) = read_offers(written(tmp_path, "lab,box,L4,1,64,-0,"), today=TODAY)
+    assert str(offer.usd_per_hour()) == "0.0"
+
+
+def test_a_device_without_an_end() -> None:
+    with pytest.raises(SpecError, match="too large"):
+        read_offers(Path("/dev/zero"))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -150,6 +150,8 @@ def test_an_impossible_row_costs_only_itself(row: str, folder: Path, tmp_path: P
 def test_neither_a_folder_nor_an_address(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="neither a folder nor an address"):
         refresh(str(tmp_path / "none"), tmp_path / "offers.csv", TODAY)
+    with pytest.raises(SpecError, match="neither a folder nor an address"):
+        refresh("", tmp_path / "offers.csv", TODAY)
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

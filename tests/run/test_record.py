@@ -111,6 +111,12 @@ def test_a_later_major_is_refused_clearly(version: str) -> None:
         from_json(to_json(a_record()) | {"schema_version": version})
 
 
+def test_what_a_document_lacks_is_said() -> None:
+    document = {k: v for k, v in to_json(a_record()).items() if k not in ("memory", "record_id")}
+    with pytest.raises(SpecError, match=r"^record: not a Record: it has no memory$"):
+        from_json(document)
+
+
 @pytest.mark.parametrize("version", [None, "", "x", "-1", "0.9"])
 def test_what_is_no_record_is_refused(version: object) -> None:
     with pytest.raises(SpecError, match="not a Record"):

@@ -83,6 +83,8 @@ def test_a_histogram_is_read_back(tmp_path: Path) -> None:
     bare.write_text(json.dumps(FOUR.to_json()))
     whole.write_text(json.dumps({"schema_version": "1.0", "histogram": FOUR.to_json()}))
     assert read_histogram(bare) == read_histogram(str(whole)) == FOUR
+    bare.write_bytes(b"\xef\xbb\xbf" + bare.read_bytes())  # as Windows' editors write it
+    assert read_histogram(bare) == FOUR
 
 
 @pytest.mark.parametrize(

@@ -47,16 +47,17 @@ def read_rows(
 
 def _text(path: Path, field: str) -> str:
     try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise SpecError(field, str(path), "too large", allowed=("up to 64 MiB",))
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:  # perhaps a pipe, or a device without an end
+            read = file.read(LARGEST_FILE_BYTES + 1)
+        text = read.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise SpecError(field, str(path), "no UTF-8 text") from None
+        raise SpecError(field, str(path), "no UTF-8 text", hint="save it as UTF-8") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, SpecError):
-            raise
         why = getattr(error, "strerror", None) or error
         raise SpecError(field, str(path), f"cannot be read ({why})") from None
+    if len(read) > LARGEST_FILE_BYTES:
+        raise SpecError(field, str(path), "too large", allowed=("up to 64 MiB",))
+    return text
 
 
 def _check_header(
@@ -111,7 +112,7 @@ class Row:
             self.refuse(column, f"not a number up to {most:g}")
         if above_zero and not value:
             self.refuse(column, "0; empty where it is not known")
-        return value
+        return value + 0.0  # no -0
 
     def whole(self, column: str, most: float) -> int | None:
         """From 1 to `most`; None where the cell is empty."""

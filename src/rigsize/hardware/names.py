@@ -183,7 +183,7 @@ def _unknown(name: str) -> UnknownDevice:
 def _nearest(name: str, names: list[str]) -> str | None:
     """One that has all parts of the name, else all but the letters: `a100-sxm` is no H100."""
     parts = [normal(part) for part in re.split(r"[^A-Za-z0-9]+", name[:_LONGEST]) if part]
-    whole = [one for one in names if all(part in normal(one) for part in parts)]
+    whole = [one for one in names if parts and all(part in normal(one) for part in parts)]
     family = [one for one in names if parts and normal(one).startswith(parts[0])]
     for some in (whole, family):
         if some:

@@ -34,14 +34,21 @@ def read_offers(path: Path, today: date | None = None) -> tuple[Offer, ...]:
 
     Args:
         path: a CSV file with a header, UTF-8.
-        today: a price dated later is refused; None accepts any date.
+        today: of a user's file: a price dated later, and a machine that is there twice, are
+            refused; None accepts both, for some of the snapshot are of two sources.
 
     Raises:
         SpecError: unreadable, empty or malformed; the row (as a spreadsheet counts) and the
             column are named.
     """
-    rows = read_rows(path, "offers", COLUMNS, REQUIRED)
-    return tuple(_offer(row, today) for row in rows)
+    found: dict[tuple[str, str, str, int], Offer] = {}
+    for number, row in enumerate(read_rows(path, "offers", COLUMNS, REQUIRED)):
+        offer = _offer(row, today)
+        key = offer.provider, offer.instance, offer.region, 0 if today else number
+        if key in found:
+            row.refuse("instance", "there already, of the same provider in the same region")
+        found[key] = offer
+    return tuple(found.values())
 
 
 def write_offers(rows: Iterable[Mapping[str, object]], path: Path) -> None:

@@ -101,7 +101,7 @@ def _environment(source: str | None) -> dict[str, str]:
     if re.match(r"[a-z]+://", source):
         return {"GPUHUNT_CATALOG_URL": source}
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if not source.strip() or not folder.is_dir():
         raise SpecError("from", source, "neither a folder nor an address")
     return {"GPUHUNT_CATALOG_DIR": str(folder)}
 

@@ -33,7 +33,7 @@ _REASONS = {
     "host_memory": "does not fit the machine's own memory",
     "over_price": "over the price",
     "over_hours": "over the hours",
-    "no_time": "no time can be given for it",
+    "no_time": "no time can be given for it: `rigsize estimate --time` says why",
     "dtype_missing": "the card does not compute in the precision",
     "not_traced": "not traced yet: `rigsize estimate` of it traces it once",
 }
@@ -114,7 +114,11 @@ def nowhere_in_words(
     if accelerators is not None:
         names = " or ".join(row.id for row in accelerators)
         if not any(_is_planned_on(row) for row in accelerators):
-            return f"nothing is planned on {names}: {target_of(accelerators[0]).words}"
+            first = accelerators[0]
+            why = target_of(first).words
+            if target_of(first).answered:
+                why = f"PyTorch on it: {first.pytorch_support}"
+            return f"nothing is planned on {names}: {why}"
         offers = [offer for offer in offers if offer.accelerator in accelerators]
         if not offers:
             return f"nobody in the catalogue offers {names}"

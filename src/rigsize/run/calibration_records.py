@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from rigsize.errors import SpecError, UnsupportedCombination
+from rigsize.errors import SizingError, SpecError, UnsupportedCombination
 from rigsize.hardware import Accelerator
 from rigsize.hardware.names import known_accelerator
 from rigsize.run import host
@@ -119,7 +119,10 @@ def _read(file: Path) -> Record:
         raise SpecError("calibration", str(file), "not a Record that can be read") from None
     if not isinstance(document, dict):
         raise SpecError("calibration", str(file), "not a JSON object")
-    record = from_json(document)
+    try:
+        record = from_json(document)
+    except SizingError as error:
+        raise SpecError("calibration", str(file), error.problem) from None
     if record.calibration is None:
         hint = "rigsize calibrate writes one"
         raise SpecError("calibration", str(file), "a Record, of no calibration", hint=hint)

@@ -185,7 +185,8 @@ def from_json(document: Mapping[str, Any]) -> Record:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, SpecError):
             raise
-        raise SpecError("record", given or "", f"not a Record ({error!r})") from None
+        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else repr(error)
+        raise SpecError("record", given, f"not a Record: {what}") from None
 
 
 def write_record(folder: Path, record: Record, prefix: str = "") -> Path:

@@ -179,7 +179,7 @@ def read_histogram(path: str | Path) -> LengthHistogram:
     try:
         if file.stat().st_size > _LARGEST_FILE_BYTES:
             raise SpecError("histogram", str(path), "too large for a histogram")
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SpecError("histogram", str(path), f"cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
