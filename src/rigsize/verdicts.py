@@ -47,7 +47,12 @@ def fitting_replay(program: Program, accelerator: Accelerator) -> Replay | None:
     capacity = accelerator.capacity_bytes
     assert capacity is not None, accelerator.id
     beside = outside(program.mesh, accelerator)
-    played = replay(program, capacity_bytes=capacity - beside.mid)
+    played = replay(
+        program,
+        capacity_bytes=capacity - beside.mid,
+        beside_steps=True,
+        enough_bytes=capacity - beside.high,
+    )
     ended = played.out_of_memory is None
     return played if ended and played.reserved_peak_bytes + beside.high <= capacity else None
 
@@ -94,9 +99,9 @@ def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
     if capacity is None:
         return replay(program), "unknown"
     beside = outside(program.mesh, accelerator)
-    played = replay(program, capacity_bytes=capacity - beside.mid)
+    played = replay(program, capacity_bytes=capacity - beside.mid, beside_steps=True)
     if played.out_of_memory:
-        lenient = replay(program, capacity_bytes=capacity - beside.low)
+        lenient = replay(program, capacity_bytes=capacity - beside.low, beside_steps=True)
         verdict: Verdict = "does_not_fit" if lenient.out_of_memory else "tight"
         return (replay(program), verdict) if verdict == "does_not_fit" else (lenient, verdict)
     return played, "fits" if played.reserved_peak_bytes + beside.high <= capacity else "tight"
@@ -152,8 +157,8 @@ def beside_steps(
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict with evaluation and export, and what to say where one has no room.
 
-    They are replayed only where their own sum is above the steps' peak, which is rare: a step's
-    forward pass keeps as much, and its backward pass adds gradients.
+    Asked only where their own sum is above the steps' peak, which is rare: a step's forward pass
+    keeps as much, and its backward pass adds gradients.
     """
     capacity, room = accelerator.capacity_bytes, played.capacity_bytes
     if verdict not in ("fits", "tight") or capacity is None or room is None:
@@ -163,7 +168,7 @@ def beside_steps(
     if not above:
         return verdict, ()
     high = outside(program.mesh, accelerator).high
-    moments = replay(program, capacity_bytes=room, beside_steps=True).moments
+    moments = played.moments
     missing = [n for n in above if n not in moments or moments[n][1] + high > capacity]
     said = tuple(
         f"the steps fit, {name} beside them may not: it allocates"

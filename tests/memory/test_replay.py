@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.program import tiny_profile as tiny
 
+from rigsize.memory.allocator import CachingAllocator
 from rigsize.memory.replay import MAX_STEPS, Moment, Replay, replay, replay_exact
 from rigsize.program.build import Program, build_program
 from rigsize.program.environment import Environment
@@ -152,3 +154,37 @@ def test_replays_repeat(played: Any) -> None:
     first, second = (played(built(tiny.A100)) for _ in range(2))
     assert isinstance(first, Replay)
     assert first == second
+
+
+@pytest.mark.parametrize("room", [None, 20 * MIB, 22 * MIB, 24 * MIB])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"accumulation": 2},
+        {"accumulation": 4, "optimizer": "adamw-foreach"},
+        {"accumulation": 3, "optimizer": "sgd", "recompute": "none"},
+        {"accumulation": 4, "precision": "amp-fp16", "max_grad_norm": 1.0},
+    ],
+)
+def test_slices_that_change_nothing_may_be_left_out(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], room: int | None
+) -> None:
+    program = built(tiny.A100, **settings)
+    ran: list[int] = []
+    run = CachingAllocator.run
+
+    def counted(self: CachingAllocator, ops: list[int], *rest: Any) -> int:
+        ran[-1] += len(ops)
+        return run(self, ops, *rest)
+
+    monkeypatch.setattr(CachingAllocator, "run", counted)
+    ran.append(0)
+    short = replay(program, capacity_bytes=room)
+    monkeypatch.setattr(CachingAllocator, "state", lambda *_: None)
+    ran.append(0)
+    whole = replay(program, capacity_bytes=room)
+    assert str(whole.out_of_memory) == str(short.out_of_memory)
+    assert replace(whole, out_of_memory=None) == replace(short, out_of_memory=None)
+    if room is None and program.accumulation > 2:
+        assert ran[0] < 0.8 * ran[1]

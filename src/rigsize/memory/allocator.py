@@ -118,6 +118,18 @@ class CachingAllocator:
             if block.previous is not None or block.next is not None
         )
 
+    def state(self, blocks: Sequence[Block | None]) -> tuple[object, ...] | None:
+        """What decides all further answers: equal twice, the same operations do the same again.
+
+        Free blocks by size and address, and where what `blocks` holds lies; None where more decides
+        (expandable segments, a split limit).
+        """
+        if not self._plain:
+            return None
+        free = {key: tuple(pool.keys) for key, pool in self._pools.items()}
+        held = [(n, b.address, b.size) for n, b in enumerate(blocks) if b is not None]
+        return free, held, self.reserved_bytes
+
     def snapshot(self) -> list[SegmentView]:
         """List the segments by address with their blocks, for tests and explanations."""
         return self._driver.snapshot()

@@ -6,7 +6,9 @@ context: partly used segments cannot be given back, so no sum of bytes answers t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from rigsize.memory.allocator import AllocatorConfig, Block, CachingAllocator, OutOfMemory
@@ -61,18 +63,24 @@ def replay(
     capacity_bytes: int | None = None,
     config: AllocatorConfig | None = None,
     beside_steps: bool = False,
+    enough_bytes: int | None = None,
 ) -> Replay:
     """Runs load and steps until a step leaves reserved memory and its own peak unchanged.
 
     `capacity_bytes` is what segments may take in all (capacity less context); None is no limit.
     `beside_steps` goes on through what a run does between and after its steps, for the moments.
+    Once more than `enough_bytes` are reserved, nobody wants to know how it goes on.
     """
-    return _Player(program, CachingAllocator(config, capacity_bytes)).play(beside_steps)
+    player = _Player(program, CachingAllocator(config, capacity_bytes), enough_bytes)
+    return player.play(beside_steps)
 
 
 class _Player:
-    def __init__(self, program: Program, allocator: CachingAllocator) -> None:
+    def __init__(
+        self, program: Program, allocator: CachingAllocator, enough_bytes: int | None = None
+    ) -> None:
         self.program, self.allocator = program, allocator
+        self.enough_bytes = inf if enough_bytes is None else enough_bytes
         timeline = program.timeline
         self.sizes, self.streams = timeline.sizes, timeline.streams
         self.blocks: list[Block | None] = [None] * len(timeline.sizes)
@@ -82,6 +90,10 @@ class _Player:
         """Index into `trail`, and the operation in that slice."""
         self.phase_peaks: dict[str, int] = {}
         self.moments: dict[str, tuple[int, int]] = {}
+        self.state: object = None
+        """Between two slices, where it is known."""
+        self.idle: dict[str, tuple[object, Mapping[str, int]]] = {}
+        """By slice: the state that it left as it was, and its peaks."""
 
     def play(self, beside_steps: bool = False) -> Replay:
         failure: OutOfMemory | None = None
@@ -92,20 +104,49 @@ class _Player:
             before: tuple[int, ...] = ()
             while step < MAX_STEPS:
                 self.phase_peaks = {}
-                for name in self.program.step(step):
-                    self._run(step, name)
+                self._step(step)
                 step += 1
                 self._moment("first step" if step == 1 else "later steps")
                 after = (self.allocator.reserved_bytes, self.allocator.peak_allocated_bytes)
-                if step >= 2 and after == before:
+                if self._is_enough or (step >= 2 and after == before):
                     break
                 before = after
         except OutOfMemory as error:
             failure = error
         found = self._result(failure, step)
-        if beside_steps and failure is None:
+        if beside_steps and failure is None and not self._is_enough:
             self._beside_steps()
         return found
+
+    def _step(self, step: int) -> None:
+        """One step; a slice that left all as it found it does nothing when it finds it so again.
+
+        Micro-steps that accumulate do so once each gradient has its place, in the end all slices.
+        """
+        for name in self.program.step(step):
+            idle = self.idle.get(name)
+            if idle is not None and idle[0] == self.state:
+                self._peaks_of(idle[1])
+                continue
+            if self._is_enough:
+                return
+            before, own = self.state, self._run(step, name)
+            self.state = self._state()
+            if before is not None and before == self.state:
+                self.idle[name] = before, own
+
+    @property
+    def _is_enough(self) -> bool:
+        return self.allocator.peak_reserved_bytes > self.enough_bytes
+
+    def _state(self) -> object:
+        """What decides how it goes on; None where that is not known, or the driver was asked."""
+        state = self.allocator.state(self.blocks)
+        return None if state is None else (*state, self.allocator.num_alloc_retries)
+
+    def _peaks_of(self, peaks: Mapping[str, int]) -> None:
+        for phase, peak in peaks.items():
+            self.phase_peaks[phase] = max(self.phase_peaks.get(phase, 0), peak)
 
     def _moment(self, name: str) -> None:
         peak = max(self.phase_peaks.values(), default=0)
@@ -123,12 +164,13 @@ class _Player:
                 return
             self._moment(name)
 
-    def _run(self, step: int, name: str) -> None:
-        """One slice, phase by phase, so that each phase's own peak is known."""
+    def _run(self, step: int, name: str) -> Mapping[str, int]:
+        """One slice, phase by phase; returns each phase's own peak."""
         allocator, operations = self.allocator, self.program.slices[name]
         self.trail.append((step, name))
         starts = self.program.phase_starts.get(name) or [(0, name)]
         ends = [index for index, _ in starts[1:]] + [len(operations)]
+        own: dict[str, int] = {}
         for (start, phase), end in zip(starts, ends, strict=True):
             chunk = operations[start:end] if len(starts) > 1 else operations
             if name == "load" and start in self.program.emptied:
@@ -139,11 +181,13 @@ class _Player:
                 index = allocator.run(chunk, self.sizes, self.blocks, self.streams)
             finally:
                 peak = allocator.peak_allocated_bytes
-                self.phase_peaks[phase] = max(self.phase_peaks.get(phase, 0), peak)
+                own[phase] = max(own.get(phase, 0), peak)
+                self._peaks_of(own)
                 allocator.peak_allocated_bytes = max(highest, peak)
             if peak > self.peak_bytes:
                 self.peak_bytes = peak
                 self.peak_at = (len(self.trail) - 1, start + max(index, 0))
+        return own
 
     def _result(self, failure: OutOfMemory | None, steps: int) -> Replay:
         position, index = self.peak_at
@@ -188,6 +232,9 @@ def replay_exact(program: Program, *, beside_steps: bool = False) -> Replay:
 
 class _ExactAllocator(CachingAllocator):
     """Counts requested bytes; the CPU allocator has no pools of its own."""
+
+    def state(self, _blocks: object) -> None:
+        """Running sums are cheaper than any look at what is alive."""
 
     def run(  # type: ignore[override]
         self, ops: list[int], sizes: list[int], _blocks: object, _streams: object = None
