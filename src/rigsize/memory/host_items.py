@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from rigsize.memory.host_records import HostItem, Weight
 from rigsize.program.foreach import place
@@ -95,20 +96,24 @@ def step_items(stepped: Sequence[Weight], strategy: Strategy) -> Iterator[HostIt
 
 def step_on_host(stepped: Sequence[Weight], strategy: Strategy) -> HostStep:
     """The optimizer's own events (`program.optimizer`), with the host for a device."""
+    weights = tuple((w.name, w.shape, w.itemsize) for w in stepped)
+    return _stepped(weights, strategy.optimizer, strategy.max_grad_norm is not None)
+
+
+@lru_cache(maxsize=64)  # equal for all ways of a plan that spread the same model alike
+def _stepped(
+    weights: tuple[tuple[str, tuple[int, ...], int], ...], optimizer_name: str, clips: bool
+) -> HostStep:
     timeline, start = Timeline(), 0
-    parameters = [Parameter(w.name, w.shape, w.itemsize, True, _NO_STORAGE) for w in stepped]
-    optimizer = Optimizer(name=strategy.optimizer)
+    parameters = [
+        Parameter(name, shape, itemsize, True, _NO_STORAGE) for name, shape, itemsize in weights
+    ]
+    optimizer = Optimizer(name=optimizer_name)
     for _ in range(2):  # the first step makes the states
         start = len(timeline.operations)
         for parameter in parameters:  # counted as items of their own
             parameter.gradient = timeline.alloc(0, place("gradients", "host"))
-        optimizer_phase(
-            timeline,
-            optimizer,
-            parameters,
-            device="cpu",
-            clip=strategy.max_grad_norm is not None,
-        )
+        optimizer_phase(timeline, optimizer, parameters, device="cpu", clip=clips)
     return _weigh(timeline, start)
 
 

@@ -54,14 +54,11 @@ def _stage_2(
     yield HostItem(row="offload.gradients", num_bytes=part * FP32_BYTES, pinned=True)
     yield HostItem(row="offload.gradients", num_bytes=largest * compute, pinned=True)
     if strategy.accumulation > 1:
-        for weight in weights:
-            if weight.trainable:  # each tensor in one rank's partition, on the average
-                share = -(-weight.numel * part // max(1, _trained(weights)))
-                yield HostItem(row="offload.gradients", num_bytes=share * compute, pinned=True)
-
-
-def _trained(weights: Sequence[Weight]) -> int:
-    return sum(weight.numel for weight in weights if weight.trainable)
+        numels = [weight.numel for weight in weights if weight.trainable]
+        trained = max(1, sum(numels))
+        for numel in numels:  # each tensor in one rank's partition, on the average
+            share = -(-numel * part // trained)
+            yield HostItem(row="offload.gradients", num_bytes=share * compute, pinned=True)
 
 
 def _stage_3(part: int, compute: int) -> Iterator[HostItem]:

@@ -7,6 +7,8 @@ four A100 with NVLink; #864, #1685) span 0.5 to 1.6 GB, boxes without NVLink far
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from rigsize.hardware.accelerators import Accelerator, Band
 from rigsize.program.mesh import Mesh
 from rigsize.provenance import Sourced
@@ -50,6 +52,7 @@ def communication(mesh: Mesh, accelerator: Accelerator) -> Sourced[Band] | None:
     )
 
 
+@lru_cache(maxsize=4096)
 def outside(mesh: Mesh, accelerator: Accelerator) -> Band:
     """Context and communicators, low and high ends together."""
     context, added = accelerator.context_bytes.value, communication(mesh, accelerator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rigsize.errors import UnsupportedCombination
@@ -32,6 +33,7 @@ _FLAT_VECTORS = (
 _OFFLOADS = {"zero1": ("none", "optimizer"), "zero2": ("none", "optimizer")}
 
 
+@lru_cache
 def zero_policy(policy: PrecisionPolicy) -> PrecisionPolicy:
     """The policy of a ZeRO run: fp32 masters and states, beside fp32 weights, too.
 

@@ -44,7 +44,7 @@ _BROKEN_SHARE = 0.1
 _BROKEN = "the collectives' table looks like one node's broken topology: others may be faster"
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=65_536)
 def collective(
     gpu: Accelerator,
     op: Collective,

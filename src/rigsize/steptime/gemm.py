@@ -64,7 +64,7 @@ _SIGMA_UNMEASURED = 0.2
 _SIGMA_ASSUMED = 0.3
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=65_536)
 def gemm(
     gpu: Accelerator,
     m: int,

@@ -83,7 +83,7 @@ class Traffic:
     """Standard deviation of log(measured / predicted)."""
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=65_536)
 def memory_bound(
     gpu: Accelerator, moved_bytes: int, kind: MemoryClass = "elementwise"
 ) -> KernelTime:

@@ -6,6 +6,7 @@ over them is assumed in `constants`, AdamW's fused step being one pass.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from rigsize.errors import UnsupportedCombination
@@ -109,9 +110,14 @@ def trained_weight_bytes(strategy: Strategy) -> int:
 def states_per_param(strategy: Strategy) -> float:
     """Bytes of the optimizer's states for a trained parameter; the master copy left out."""
     stepped = strategy.policy.master_bytes or trained_weight_bytes(strategy)
+    return _states_per_param(strategy.optimizer, stepped)
+
+
+@lru_cache
+def _states_per_param(optimizer: str, stepped_bytes: int) -> float:
     shape = (_SIDE, _SIDE)
-    states = state_bytes(strategy.optimizer, [shape], stepped)
-    return (states + sum(paged_sizes(strategy.optimizer, shape))) / _SIDE**2
+    states = state_bytes(optimizer, [shape], stepped_bytes)
+    return (states + sum(paged_sizes(optimizer, shape))) / _SIDE**2
 
 
 def _way(optimizer: str) -> _Way:
