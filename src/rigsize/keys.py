@@ -13,7 +13,7 @@ from rigsize.spec.adapter import adapter_of
 from rigsize.spec.quantization import check_card, check_cpu, text_of
 from rigsize.trace.profile import TraceKey
 
-__all__ = ["key_for", "trace_key"]
+__all__ = ["FLASH_CAPABILITY", "check_on", "flash_capability", "key_for", "trace_key"]
 
 FLASH_CAPABILITY = (8, 0)
 """From here on texts in one row get FlashAttention (`run.packing`, which imports torch)."""
@@ -24,18 +24,23 @@ def key_for(
     source: ModelSource, workload: Workload, strategy: Strategy, accelerator: Accelerator
 ) -> TraceKey:
     """The trace key of this run on an accelerator."""
-    if not accelerator.is_cpu and accelerator.compute_capability is not None:
-        check_card(strategy, accelerator.id, accelerator.compute_capability)
+    check_on(strategy, accelerator)
     return trace_key(
         source,
         workload,
         strategy,
         device="cpu" if accelerator.is_cpu else "cuda",
-        capability=_flash_capability(accelerator),
+        capability=flash_capability(accelerator),
     )
 
 
-def _flash_capability(accelerator: Accelerator) -> tuple[int, int]:
+def check_on(strategy: Strategy, accelerator: Accelerator) -> None:
+    """UnsupportedCombination where the card has no kernels for how weights are stored."""
+    if not accelerator.is_cpu and accelerator.compute_capability is not None:
+        check_card(strategy, accelerator.id, accelerator.compute_capability)
+
+
+def flash_capability(accelerator: Accelerator) -> tuple[int, int]:
     """The compute capability, of an AMD card one with or without FlashAttention."""
     if accelerator.gfx:
         return FLASH_CAPABILITY if accelerator.gfx in FUSED else NO_FLASH

@@ -133,6 +133,23 @@ class Pricer:
             times[id(segment.kernels)] = times.get(id(segment.kernels), 0) + 1
         return [self._segment(segment, times) for segment in work.segments]
 
+    def totals(self, work: Work) -> Priced:
+        """All segments together: each tuple of kernels by how often it comes."""
+        times: dict[int, list[WorkSegment]] = {}
+        for segment in work.segments:
+            times.setdefault(id(segment.kernels), []).append(segment)
+        counts = {key: len(alike) for key, alike in times.items()}
+        busy: dict[str, float] = {}
+        launches = dispatches = 0.0
+        for alike in times.values():
+            priced = self._segment(alike[0], counts)
+            for part, seconds in priced.busy_s.items():
+                busy[part] = busy.get(part, 0.0) + seconds * len(alike)
+            launches += priced.launches * len(alike)
+            dispatches += sum(segment.dispatches for segment in alike)
+        left = COMPILED_LAUNCHES.value.mid if self.compiled else 1.0
+        return Priced(busy_s=busy, launches=launches, dispatches=dispatches * left)
+
     def _segment(self, segment: WorkSegment, times: dict[int, int]) -> Priced:
         known = self._tuples.get(id(segment.kernels))
         if known is None:

@@ -40,6 +40,8 @@ __all__ = [
     "Line",
     "RunTime",
     "Steps",
+    "checkpoint_bytes",
+    "fixed_lines",
     "power_limit_kw",
     "run_time_of",
     "steps_of",
@@ -180,27 +182,6 @@ class _Run:
         written = self.workload.new_tokens if self.workload.generates else 0
         return point.get("N") or point["B"] * (point["S"] + point.get("T", 0) + written)
 
-    @property
-    def weight_bytes(self) -> int:
-        """As a checkpoint of the run keeps them: autocast's weights are fp32, sharded ones too.
-
-        FSDP2 casts what it gathers, so the trace of a sharded run has half of these bytes.
-        """
-        stored = sum(self.work.weight_bytes)
-        policy, plain = self.strategy.policy, self.strategy.stored_as == "none"
-        if policy.compute == "amp" and plain:
-            return max(stored, policy.weight_bytes * sum(self.work.parameters))
-        return stored
-
-    @property
-    def published(self) -> tuple[int, str]:
-        """Bytes of the checkpoint that is downloaded and read, and in which dtype."""
-        if self.work.published_bytes is None:
-            why = self.work.published_note
-            note = f"as the run keeps them: the size {why} is not known" if why else "as kept"
-            return self.weight_bytes, note
-        return self.work.published_bytes, self.work.published_note
-
 
 def run_time_of(
     work: Work,
@@ -292,23 +273,41 @@ def _supplied(line: Line, run: _Run) -> tuple[Line, bool]:
 
 def _beside(run: _Run, main: Line) -> Iterator[Line]:
     """The lines after the steps' own."""
-    yield _warm_up(run.strategy)
+    warm_up, *others = fixed_lines(run.work, run.workload, run.strategy, run.around)
+    yield warm_up
     if run.workload.training and run.around.evaluated:
         yield _evaluation(run)
     if run.workload.training and run.around.checkpoint_every_s is not None:
         yield _checkpoints(run, main)
-    num_bytes, dtype = run.published
+    yield from others
+
+
+def fixed_lines(
+    work: Work, workload: Workload, strategy: Strategy, around: Around = AROUND
+) -> Iterator[Line]:
+    """What no step and no cluster changes: warm-up, start-up, download, texts."""
+    yield _warm_up(strategy)
+    num_bytes, dtype = _published(work, strategy)
     size = f"{num_bytes / 1e9:,.1f} GB"
     start = total_of((_of(PROCESS_START_S), _seconds(num_bytes, DISK_BYTES_PER_S)))
     note = f"imports, context, process groups; {size} of weights read from a disk"
     yield Line("start-up", start, "assumed", note)
-    if run.around.downloads:
+    if around.downloads:
         seconds = _seconds(num_bytes, DOWNLOAD_BYTES_PER_S)
         yield Line("download", seconds, "assumed", f"{size} to each machine, once; {dtype}")
-    if not (run.around.prepared or run.workload.generates):
-        mean = run.around.mean_tokens or run.workload.max_length
-        note = f"{run.steps.examples:,} texts of {mean:,.0f} tokens tokenised, once"
-        yield Line("data", _seconds(run.steps.examples * mean, TOKENS_PER_S), "assumed", note)
+    if not (around.prepared or workload.generates):
+        mean, examples = around.mean_tokens or workload.max_length, workload.examples or 0
+        note = f"{examples:,} texts of {mean:,.0f} tokens tokenised, once"
+        yield Line("data", _seconds(examples * mean, TOKENS_PER_S), "assumed", note)
+
+
+def _published(work: Work, strategy: Strategy) -> tuple[int, str]:
+    """Bytes of the checkpoint that is downloaded and read, and in which dtype."""
+    if work.published_bytes is None:
+        why = work.published_note
+        note = f"as the run keeps them: the size {why} is not known" if why else "as kept"
+        return _weight_bytes(work, strategy), note
+    return work.published_bytes, work.published_note
 
 
 def _seconds(amount: float, rate: Sourced[Span]) -> Quantiles:
@@ -351,18 +350,35 @@ def _checkpoints(run: _Run, main: Line) -> Line:
     """`train` waits while they are written; of sharded states each machine writes its part."""
     every = run.around.checkpoint_every_s
     assert every is not None
-    trained = sum(run.work.trainable)
-    weights = run.weight_bytes
-    if run.strategy.method != "full":
-        # The frozen base is read from where it came from (train.checkpoint_states).
-        weights = trained * trained_weight_bytes(run.strategy)
-    num_bytes = weights + round(_kept_bytes(run.strategy) * trained)
+    num_bytes = checkpoint_bytes(run.work, run.strategy)
     writers = run.cluster.nodes if run.mesh.shard > 1 else 1
     counts = [math.floor(bound / every) + 1 for bound in main.seconds]
     each = _seconds(num_bytes / writers, DISK_BYTES_PER_S)
     seconds = Quantiles(*(n * one for n, one in zip(counts, each, strict=True)))
     note = f"{counts[1]:,} of {num_bytes / 1e9:,.1f} GB: every {every / 60:g} min and at the end"
     return Line("checkpoints", seconds, "assumed", note)
+
+
+def checkpoint_bytes(work: Work, strategy: Strategy) -> int:
+    """One checkpoint of the run, all ranks together."""
+    trained = sum(work.trainable)
+    weights = _weight_bytes(work, strategy)
+    if strategy.method != "full":
+        # The frozen base is read from where it came from (train.checkpoint_states).
+        weights = trained * trained_weight_bytes(strategy)
+    return weights + round(_kept_bytes(strategy) * trained)
+
+
+def _weight_bytes(work: Work, strategy: Strategy) -> int:
+    """As a checkpoint of the run keeps them: autocast's weights are fp32, sharded ones too.
+
+    FSDP2 casts what it gathers, so the trace of a sharded run has half of these bytes.
+    """
+    stored = sum(work.weight_bytes)
+    policy, plain = strategy.policy, strategy.stored_as == "none"
+    if policy.compute == "amp" and plain:
+        return max(stored, policy.weight_bytes * sum(work.parameters))
+    return stored
 
 
 def _kept_bytes(strategy: Strategy) -> float:

@@ -22,7 +22,7 @@ from rigsize.steptime.prices import Priced, Pricer
 from rigsize.steptime.rows import Row
 from rigsize.steptime.update import gradient_bytes, update_rows
 
-__all__ = ["Schedule", "schedule"]
+__all__ = ["Schedule", "gradients_leave", "schedule"]
 
 PCIE = "copies over PCIe"
 ADDING = "gradient accumulation"
@@ -105,6 +105,17 @@ def _gathers(rows: list[Row], work: Work, strategy: Strategy, links: Links) -> N
                 rows[index].fetch_s += fetch
 
 
+def gradients_leave(strategy: Strategy) -> bool:
+    """Whether each layer's go to the host in every micro-step.
+
+    ZeRO-3 sends them wherever it steps there (`program.zero3`), FSDP2 with all it has.
+    """
+    if strategy.parallel not in SHARDS_WEIGHTS:
+        return False
+    offload = strategy.offload
+    return offload == "cpu" or (strategy.parallel == "zero3" and offload == "optimizer")
+
+
 class _MicroSteps:
     """Makes the rows of a micro-step: whether it adds to gradients, whether it is the last."""
 
@@ -143,12 +154,6 @@ class _MicroSteps:
     @property
     def _adds_on_host(self) -> bool:
         return self.strategy.offload == "cpu" and self.strategy.parallel in FSDPS
-
-    @property
-    def _gradients_leave(self) -> bool:
-        """ZeRO-3 sends them to the host wherever it steps there (`program.zero3`)."""
-        offload = self.strategy.offload
-        return offload == "cpu" or (self.strategy.parallel == "zero3" and offload == "optimizer")
 
     def _accumulate(self, rows: list[Row]) -> None:
         """`AccumulateGrad` adds in place: two reads and a write; sharded, behind the reduction."""
@@ -191,7 +196,7 @@ class _MicroSteps:
                 seconds += links.between_copies(numel * wide // shard)
             if seconds:
                 row.reductions += ((1.0, seconds),)
-            if self._gradients_leave:
+            if gradients_leave(self.strategy):
                 part_bytes = numel * wide / shard
                 row.store_s += links.to_host(part_bytes)
                 if adds and self._adds_on_host:
