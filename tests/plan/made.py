@@ -87,17 +87,39 @@ class TableJudge:
     def batches(self, place: Place, way: Way) -> Sequence[tuple[int, int]]:
         return BATCHES[(self.seed + way.order) % 3 :]
 
-    def size(self, place: Place) -> int:
-        return len(self.candidates(place, self.ways(place)))
+    def size(self, place: Place, ways: Sequence[Way] | None = None) -> int:
+        return len(self.candidates(place, self.ways(place) if ways is None else ways))
+
+    def over_bytes(self, place: Place, ways: Sequence[Way]) -> int:
+        knows = random.Random(f"{self.seed} {place.order} group").random() < 0.5
+        return 9 if knows and not any(map(self.fits, self.candidates(place, ways))) else 0
+
+    def possible(self, place: Place, way: Way) -> tuple[Sequence[tuple[int, int]], int]:
+        every = self.candidates(place, [way])
+        ruled_out = 0
+        while ruled_out < len(every) and not self.fits(every[ruled_out]):
+            if self.draw(every[ruled_out], "bound").random() < 0.4:
+                break
+            ruled_out += 1
+        return self.batches(place, way)[ruled_out:], 7 if ruled_out else 0
 
     def floor_of_place(self, place: Place) -> float:
         return self._floor(place, self.ways(place))
 
-    def floor_of_way(self, place: Place, way: Way) -> float:
+    def groups(self, place: Place) -> Sequence[tuple[float, Sequence[Way]]]:
+        ways = self.ways(place)
+        halves = [ways[:2], ways[2:]] if len(ways) > 2 else [ways] if ways else []
+        floored = [(self._floor(place, half), number, half) for number, half in enumerate(halves)]
+        return [(floor, half) for floor, _, half in sorted(floored)]
+
+    def floor_of_group(self, place: Place, ways: Sequence[Way]) -> float:
+        return self._floor(place, ways)
+
+    def floor_of_way(self, place: Place, way: Way, batches: Sequence[tuple[int, int]]) -> float:
         return self._floor(place, [way])
 
-    def floor_of_spread(self, place: Place, way: Way) -> float:
-        return max(self._floor(place, [way]), self.floor_of_way(place, way))
+    def floor_of_batch(self, candidate: Candidate) -> float:
+        return (self.true_hours(candidate) or 0.0) * 0.5
 
     def floor(self, candidate: Candidate) -> float:
         return (self.true_hours(candidate) or 0.0) * 0.75
@@ -108,13 +130,6 @@ class TableJudge:
 
     def usd(self, place: Place, hours: float) -> float:
         return hours * place.usd_per_hour + (1.0 if place.usd_per_hour else 0.0)
-
-    def over_bytes(self, candidate: Candidate) -> int:
-        knows = self.draw(candidate, "bound").random() < 0.5
-        return 7 if knows and not self.fits(candidate) else 0
-
-    def possible(self, place: Place, way: Way) -> bool:
-        return any(self.fits(c) for c in self.candidates(place, [way]))
 
     def ruled_out(self, candidate: Candidate) -> bool:
         return self.draw(candidate, "fact").random() < 0.3 and not self.fits(candidate)

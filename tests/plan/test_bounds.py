@@ -14,11 +14,12 @@ from rigsize.estimate import build
 from rigsize.hardware import find_accelerator
 from rigsize.memory.replay import replay
 from rigsize.models import resolve_model
-from rigsize.plan.bounds import held_by, least_bytes, parameters_of, saved_bytes
+from rigsize.plan.bounds import held_by, least_bytes, parameters_of, sums_of
 from rigsize.plan.candidates import Job, ways
 from rigsize.plan.clock import PipelineClock
 from rigsize.plan.judge import PipelineJudge
 from rigsize.plan.memory import Memory
+from rigsize.plan.passes import Passes, Spread
 from rigsize.plan.records import Candidate, Place, Way
 from rigsize.plan.traces import Traces
 from rigsize.plan.works import Works
@@ -74,8 +75,11 @@ def test_no_replay_needs_less_than_the_bound(candidate: Candidate) -> None:
     assert profile is not None
     program = build(SOURCE, profile, candidate.strategy, cluster, candidate.point)
     played = replay(program)
-    held = held_by(way, parameters_of(profile))
-    bound = least_bytes(held, saved_bytes(profile, candidate.point), candidate)
+    body = profile.body_at(candidate.point)
+    assert body is not None
+    parameters = parameters_of(profile)
+    held = held_by(way, sums_of(parameters, way.strategy, training=True))
+    bound = least_bytes(held, Passes(profile, body, parameters), candidate)
     assert 0 < bound <= played.allocated_peak_bytes
 
 
@@ -85,17 +89,21 @@ def test_no_replay_needs_less_than_the_bound(candidate: Candidate) -> None:
 def test_no_run_is_faster_than_its_floors(candidate: Candidate) -> None:
     clock = PipelineClock(CLOCK.works, GLOBAL)  # one that has learnt nothing of fixed times
     there, way = candidate.place, candidate.way
-    floors = [
-        clock.floor_of_place(there, JUDGE.ways(there)),
-        clock.floor_of_way(there, way, JUDGE.batches(there, way)),
-        clock.floor(candidate),
-    ]
+    ways, batches = JUDGE.ways(there), JUDGE.batches(there, way)
+    (group,) = (group for _, group in JUDGE.groups(there) if way in group)
+    floors = {
+        "place": clock.floor_of_place(there, ways, batches),
+        "group at its peak": clock.floor_of_place(there, group, batches),
+        "group": clock.floor_of_group(there, group, batches),
+        "way": clock.floor_of_way(there, way, batches),
+        "batch": clock.floor_of_batch(candidate),
+        "candidate": clock.floor(candidate),
+    }
     hours = clock.hours(candidate)
     if hours is None:
         return
-    again = [clock.floor_of_way(there, way, JUDGE.batches(there, way)), clock.floor(candidate)]
-    for floor in (*floors, *again):
-        assert 0 <= floor <= hours
+    assert all(floor >= 0 for floor in floors.values())
+    assert not {name: floor for name, floor in floors.items() if floor > hours}
 
 
 def _known(micro: int = 8) -> Candidate:
@@ -109,19 +117,47 @@ def _known(micro: int = 8) -> Candidate:
 
 @needs_profiles
 def test_bound_by_hand() -> None:
-    """fp32 AdamW on one card: 16 bytes a parameter, beside a forward pass with gradients."""
+    """fp32 AdamW on one card: 16 bytes a parameter, beside a pass that adds to gradients."""
     candidate = _known()
     profile = TRACES.profile(candidate.way, candidate.place.cluster.accelerator)
     assert profile is not None
-    numel = sum(p.numel for p in parameters_of(profile))
-    held = held_by(candidate.way, parameters_of(profile))
+    body = profile.body_at(candidate.point)
+    assert body is not None
+    parameters = parameters_of(profile)
+    numel = sum(p.numel for p in parameters)
+    held = held_by(candidate.way, sums_of(parameters, candidate.way.strategy, training=True))
     assert held.weights == held.gradients == 4 * numel
     # AdamW's two moments; fused and foreach keep a step count of 4 bytes a tensor beside them.
-    assert 8 * numel <= held.states <= 8 * numel + 8 * len(parameters_of(profile))
-    saved = saved_bytes(profile, candidate.point)
-    assert least_bytes(held, saved, candidate) == held.at_step_end(1) + saved
-    # Logits of all positions outlive the forward pass: 8 x 128 x 250,002 in fp32.
-    assert saved > 8 * 128 * 250_002 * 4
+    assert 8 * numel <= held.states <= 8 * numel + 8 * len(parameters)
+    assert (held.always, held.loading, held.bucket) == (0, 0, 0)
+    passes = Passes(profile, body, parameters)
+    peak = passes.peak_bytes(candidate.point, Spread(kept_share=0.0))
+    assert least_bytes(held, passes, candidate) == held.at_step_end(1) + peak
+    # Logits of all positions, their logarithms and their gradient: 8 x 128 x 250,002 in fp32.
+    assert peak > 3 * 8 * 128 * 250_002 * 4
+    # The peak of eight texts is the logits', before any gradient; that of one is in the end.
+    assert passes.peak_bytes(candidate.point, Spread(kept_share=1.0)) == peak
+    alone = [passes.peak_bytes(_known(1).point, Spread(kept_share=share)) for share in (0.0, 1.0)]
+    assert max(alone[0], 4 * numel) < alone[1] < alone[0] + 4 * numel
+
+
+@needs_profiles
+@settings(max_examples=40, deadline=None)
+@given(grid)
+def test_what_a_bound_lets_pass_is_told_by_bisection(candidate: Candidate) -> None:
+    there, way = candidate.place, candidate.way
+    possible, over = JUDGE.possible(there, way)
+    every = JUDGE.batches(there, way)
+    missing = [
+        JUDGE.memory.over_bytes(
+            Candidate(place=there, way=way, micro_batch=micro, accumulation=times)
+        )
+        for micro, times in every
+    ]
+    assert list(possible) == [one for one, miss in zip(every, missing, strict=True) if not miss]
+    assert over == min((miss for miss in missing if miss), default=0)
+    if JUDGE.over_bytes(there, (way,)):
+        assert not possible
 
 
 @needs_profiles

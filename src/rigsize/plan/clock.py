@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from math import inf
 
-from rigsize.errors import SizingError, UnsupportedCombination
-from rigsize.estimate import with_batch
+from rigsize.errors import UnsupportedCombination
 from rigsize.hardware.accelerators import Accelerator
-from rigsize.plan.floors import TYPICAL, Floors
+from rigsize.plan.floors import Floors
 from rigsize.plan.records import Candidate, Place, Way
+from rigsize.plan.search import Batches, Ways
 from rigsize.plan.works import Works
 from rigsize.spec import Cluster
-from rigsize.steptime.run_lines import RunTime, run_time_of
+from rigsize.steptime.run_constants import DISK_BYTES_PER_S
+from rigsize.steptime.run_lines import (
+    AROUND,
+    RunTime,
+    checkpoint_bytes,
+    fixed_lines,
+    run_time_of,
+)
 from rigsize.steptime.step import step_time
 
 __all__ = ["PipelineClock"]
 
 _HOUR_S = 3600.0
+_EVERY_S = AROUND.checkpoint_every_s or inf
 _EPSILON = 1e-9
 """A floor is a sum in another order than the hours: it stays below them by this share."""
-_OF_CLUSTER = ("training", "inference", "evaluation", "checkpoints")
-"""Lines of a run that depend on more than model and texts."""
 
 
 class PipelineClock:
@@ -31,9 +35,8 @@ class PipelineClock:
     def __init__(self, works: Works, global_batch: int | None) -> None:
         self.works, self.floors = works, Floors(works)
         self.global_batch = global_batch
-        self._cards_s: dict[tuple[Accelerator, Way, int], float] = {}
-        self._least_s: dict[tuple[Accelerator, Way, int], float] = {}
-        self._fixed_s: dict[tuple[object, ...], float] = {}
+        self._least_s: dict[tuple[Accelerator, Way, int], tuple[float, float]] = {}
+        self._beside_s: dict[tuple[Way, Accelerator], tuple[float, float]] = {}
 
     def answers(self, way: Way, card: Accelerator) -> bool:
         """Whether a time can be given at all, as far as the card's rates say."""
@@ -41,56 +44,77 @@ class PipelineClock:
 
     # -- floors -----------------------------------------------------------------------------
 
-    def floor_of_place(self, place: Place, ways: Sequence[Way]) -> float:
-        """Kernels of the fastest way, spread over all devices."""
-        card = place.cluster.accelerator
-        if not ways:
-            return 0.0
-        key = card, ways[0], len(ways)
-        if key not in self._cards_s:
-            self._cards_s[key] = self.floors.of_card(ways, card)
-        seconds = _texts(ways[0]) * self._cards_s[key] / place.cluster.devices
-        return (seconds * (1 - _EPSILON) + self._least_fixed(ways, card)) / _HOUR_S
+    def floor_of_place(self, place: Place, ways: Ways, batches: Batches) -> float:
+        """Products of the least way at the card's peak over all devices, gradients between nodes.
 
-    def floor_of_way(self, place: Place, way: Way, batches: Sequence[tuple[int, int]]) -> float:
-        """Of a way whose batch is open."""
-        texts = _texts(way)
-        most = batches[0][0]
-        largest = max(micro * times for micro, times in batches) * place.cluster.devices
-        seconds = self.floors.of_way(place, way, texts, most, largest)
-        return (seconds * (1 - _EPSILON) + self._fixed(way, place.cluster.accelerator)) / _HOUR_S
+        The larger of the two: one may hide the other.
+        """
+        if not ways or not batches:
+            return 0.0
+        cluster, texts = place.cluster, _texts(ways[0])
+        products_s = texts * self.floors.peak_s(ways, cluster.accelerator) / cluster.devices
+        network_s = 0.0
+        if cluster.nodes > 1:
+            steps = texts / _largest(batches, place)
+            network_s = steps * self.floors.besides.network_s(ways, cluster)
+        return self._hours(max(products_s, network_s), ways, cluster)
+
+    def alike(self, way: Way) -> object:
+        """Equal for ways that do the same beside their kernels."""
+        return self.floors.besides.alike(way)
+
+    def floor_of_group(self, place: Place, ways: Ways, batches: Batches) -> float:
+        """By the card's peak, and what they do beside their kernels."""
+        card = place.cluster.accelerator
+        return self._spread(place, ways, self.floors.peak_s(ways, card), batches)
+
+    def floor_of_way(self, place: Place, way: Way, batches: Batches) -> float:
+        """By its kernels, and what it does beside them."""
+        card = place.cluster.accelerator
+        return self._spread(place, (way,), self.floors.text_s(way, card), batches)
+
+    def _spread(self, place: Place, ways: Ways, text_s: float, batches: Batches) -> float:
+        """By the largest micro-batch and the largest global batch of some."""
+        run = (_texts(ways[0]), batches[0][0], _largest(batches, place))
+        seconds = self.floors.of_way(place, ways[0], text_s, *run)
+        return self._hours(seconds, ways, place.cluster)
+
+    def floor_of_batch(self, candidate: Candidate) -> float:
+        """Of a way with this batch alone."""
+        batch = candidate.micro_batch, candidate.accumulation
+        return self.floor_of_way(candidate.place, candidate.way, (batch,))
 
     def floor(self, candidate: Candidate) -> float:
-        """Of a candidate."""
+        """Of a candidate by its own kernels."""
         seconds = self.floors.of_candidate(candidate, _texts(candidate.way))
-        fixed = self._fixed(candidate.way, candidate.place.cluster.accelerator)
-        return (seconds * (1 - _EPSILON) + fixed) / _HOUR_S
+        return self._hours(seconds, (candidate.way,), candidate.place.cluster)
 
-    def _fixed(self, way: Way, card: Accelerator) -> float:
-        """Seconds of start-up, download and the like: lines of a run on one device alone."""
-        key = self.works.traces.key(way, card), way.strategy.precision, way.workload
-        if key not in self._fixed_s:
-            try:
-                self._fixed_s[key] = self._beside_steps(way, card) * (1 - _EPSILON)
-            except SizingError:
-                return 0.0
-        return self._fixed_s[key]
-
-    def _least_fixed(self, ways: Sequence[Way], card: Accelerator) -> float:
+    def _hours(self, seconds: float, ways: Ways, cluster: Cluster) -> float:
+        """With what is beside the steps of any of the ways: checkpoints, and what is fixed."""
+        card = cluster.accelerator
         key = card, ways[0], len(ways)
-        if key not in self._least_s:
-            self._least_s[key] = min(self._fixed(way, card) for way in ways)
-        return self._least_s[key]
+        least = self._least_s.get(key)
+        if least is None:
+            fixed, saved = zip(*(self._beside_steps_s(way, card) for way in ways), strict=True)
+            least = self._least_s[key] = min(fixed), min(saved)
+        fixed_s, saved_s = least
+        if saved_s:
+            seconds += (int(seconds / _EVERY_S) + 1) * saved_s / cluster.nodes
+        return (seconds + fixed_s) / _HOUR_S * (1 - _EPSILON)
 
-    def _beside_steps(self, way: Way, card: Accelerator) -> float:
-        alone = Cluster(accelerator=card)
-        plain = replace(
-            with_batch(way.strategy, TYPICAL), parallel="single", offload="none", shard_size=None
-        )
-        work = self.works.of(way, card, TYPICAL)
-        step = step_time(work, plain, alone, draws=0)
-        run = run_time_of(work, step, way.workload, plain, alone, draws=0)
-        return sum(line.seconds.p50 for line in run.lines if line.name not in _OF_CLUSTER)
+    def _beside_steps_s(self, way: Way, card: Accelerator) -> tuple[float, float]:
+        """Start-up, download and the like, whatever the cluster; a checkpoint of one machine."""
+        key = way, self.works.traces.like(card)
+        found = self._beside_s.get(key)
+        if found is None:
+            found, work = (0.0, 0.0), self.floors.besides.work(way, card)
+            if work is not None:
+                lines = fixed_lines(work, way.workload, way.strategy)
+                saved = checkpoint_bytes(work, way.strategy) if work.training else 0
+                fixed_s = sum(line.seconds.p50 for line in lines)
+                found = fixed_s, saved / DISK_BYTES_PER_S.value.mid
+            self._beside_s[key] = found
+        return found
 
     # -- answers ----------------------------------------------------------------------------
 
@@ -115,6 +139,11 @@ class PipelineClock:
     def usd(self, place: Place, hours: float) -> float:
         """All nodes for so long."""
         return place.usd_per_hour * hours if hours < inf else inf
+
+
+def _largest(batches: Batches, place: Place) -> int:
+    """Texts of the largest global batch of some."""
+    return max(micro * times for micro, times in batches) * place.cluster.devices
 
 
 def _texts(way: Way) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from rigsize.errors import SizingError
@@ -11,6 +11,7 @@ from rigsize.hardware.accelerators import Accelerator
 from rigsize.plan.candidates import batches
 from rigsize.plan.memory import Memory
 from rigsize.plan.records import Candidate, Confirmation, Place, Way
+from rigsize.plan.search import Batches, Ways
 from rigsize.plan.traces import Traces
 from rigsize.program.mesh import mesh_of
 from rigsize.spec.strategy import SHARDS_WEIGHTS
@@ -26,14 +27,23 @@ class Clock(Protocol):
     def answers(self, way: Way, card: Accelerator) -> bool:
         """Whether a time can be given at all, as far as the card's rates say."""
 
-    def floor_of_place(self, place: Place, ways: Sequence[Way]) -> float:
-        """Hours that none of the ways goes below."""
+    def floor_of_place(self, place: Place, ways: Ways, batches: Batches) -> float:
+        """Hours that none of the ways goes below in any of the batches, by the peaks of rates."""
 
-    def floor_of_way(self, place: Place, way: Way, batches: Sequence[tuple[int, int]]) -> float:
-        """Hours that none of its batches goes below, the largest micro-batch first."""
+    def alike(self, way: Way) -> object:
+        """Equal for ways that do the same beside their kernels."""
+
+    def floor_of_group(self, place: Place, ways: Ways, batches: Batches) -> float:
+        """Hours that none of these ways, which are alike, goes below in any of the batches."""
+
+    def floor_of_way(self, place: Place, way: Way, batches: Batches) -> float:
+        """Hours that none of the batches goes below."""
+
+    def floor_of_batch(self, candidate: Candidate) -> float:
+        """The same of one batch."""
 
     def floor(self, candidate: Candidate) -> float:
-        """Hours that the candidate does not go below."""
+        """The same by the candidate's own kernels."""
 
     def hours(self, candidate: Candidate) -> float | None:
         """p50; None where no time can be given."""
@@ -62,103 +72,151 @@ class PipelineJudge:
         self.evaluations = 0
         # Whether a mesh depends on how many devices there are, not only on whether there are more.
         self._counts = any(way.strategy.shard_size is not None for way in ways)
+        self._cannot: dict[Accelerator, dict[Way, str]] = {}
+        self._untraced: dict[tuple[Way, Accelerator], str] = {}
+        self._groups: dict[int, list[list[Way]]] = {}
         self._ways: dict[tuple[object, ...], tuple[list[Way], dict[str, list[Way]]]] = {}
-        self._batches: dict[tuple[object, ...], Sequence[tuple[int, int]]] = {}
+        self._batches: dict[tuple[object, ...], Batches] = {}
         self._hours: dict[tuple[object, ...], float | None] = {}
-        self._sizes: dict[tuple[object, ...], int] = {}
+        self._sizes: dict[tuple[int, Accelerator], list[tuple[Way, int]]] = {}
 
     # -- the grid -------------------------------------------------------------------------------
 
-    def ways(self, place: Place) -> Sequence[Way]:
+    def ways(self, place: Place) -> Ways:
         """Those that the card can do and the shape of the place has a use for."""
         return self._sorted(place)[0]
+
+    def groups(self, place: Place) -> Sequence[tuple[float, Ways]]:
+        """The same by what they do beside their kernels, and by their floors at the card's peak."""
+        ways = self.ways(place)
+        groups = self._groups.get(id(ways))
+        if groups is None:
+            by_key: dict[object, list[Way]] = {}
+            for way in ways:
+                by_key.setdefault(self.clock.alike(way), []).append(way)
+            groups = self._groups[id(ways)] = list(by_key.values())
+        floored = [
+            (self.clock.floor_of_place(place, group, batches), group[0].order, group)
+            for group in groups
+            if (batches := self.batches(place, group[0]))
+        ]
+        return [(floor, group) for floor, _, group in sorted(floored)]
 
     def left_out(self, place: Place) -> dict[str, int]:
         """Candidates there that cannot be, by kind: dtype_missing, not_traced, no_time."""
         _, without = self._sorted(place)
         return {
-            kind: sum(len(self._all_batches(place, way)) for way in ways)
+            kind: sum(len(self._all_batches(place.cluster.devices)) for way in ways)
             for kind, ways in without.items()
         }
 
     def _sorted(self, place: Place) -> tuple[list[Way], dict[str, list[Way]]]:
         cluster = place.cluster
-        shape = (cluster.accelerator, cluster.per_node, cluster.nodes)
+        card = cluster.accelerator
+        shape = (card, cluster.per_node, cluster.nodes)
         if not self._counts:
-            shape = (cluster.accelerator, min(cluster.per_node, 2), min(cluster.nodes, 2))
+            shape = (card, min(cluster.per_node, 2), min(cluster.nodes, 2))
         if shape not in self._ways:
+            cannot = self._cannot.get(card)
+            if cannot is None:
+                cannot = {way: self._why_not(way, card) for way in self.all_ways}
+                self._cannot[card] = cannot
             able: list[Way] = []
             without: dict[str, list[Way]] = {}
             for way in self.all_ways:
-                if not _is_of_use(way, place):
+                kind = cannot[way]
+                if kind == _BETTER or not _is_of_use(way, place):
                     continue
-                kind = self._cannot(way, place)
-                if kind is None:
-                    able.append(way)
-                elif kind:
+                if kind:
                     without.setdefault(kind, []).append(way)
+                elif _has_mesh(way, place):
+                    able.append(way)
             self._ways[shape] = able, without
         return self._ways[shape]
 
-    def _cannot(self, way: Way, place: Place) -> str | None:
-        """Why a card cannot run a way; empty where the grid has a better one for it."""
-        card = place.cluster.accelerator
+    def _why_not(self, way: Way, card: Accelerator) -> str:
+        """Why a card cannot run a way; empty where it can."""
+        key = way, self.traces.like(card)
+        if key not in self._untraced:
+            self._untraced[key] = self._untraceable(*key)
+        return self._untraced[key] or ("" if self.clock.answers(way, card) else "no_time")
+
+    def _untraceable(self, way: Way, card: Accelerator) -> str:
         try:
-            mesh_of(way.strategy, place.cluster, training=way.workload.training)
             self.traces.key(way, card)
         except SizingError:
-            lacks = self.traces.lacks_dtype(way, card)
-            return "dtype_missing" if lacks else ""
+            return "dtype_missing" if self.traces.lacks_dtype(way, card) else _BETTER
         if self.traces.lacks_dtype(way, card):
             return "dtype_missing"
         half = way.strategy.policy.half_dtype
         if self.vary_precision and half == "float16" and card.supports_bf16:
-            return ""
-        if self.traces.profile(way, card) is None:
-            return "not_traced"
-        return None if self.clock.answers(way, card) else "no_time"
+            return _BETTER
+        return "not_traced" if self.traces.profile(way, card) is None else ""
 
-    def batches(self, place: Place, way: Way) -> Sequence[tuple[int, int]]:
+    def batches(self, place: Place, way: Way) -> Batches:
         """(micro-batch, accumulation), the largest micro-batch first."""
-        card = place.cluster.accelerator
-        key = way, card, place.cluster.devices
+        least = self.traces.least_batch(way, place.cluster.accelerator)
+        key = place.cluster.devices, least
         if key not in self._batches:
-            self._batches[key] = [
-                (micro, accumulation)
-                for micro, accumulation in self._all_batches(place, way)
-                if self.traces.covers(way, card, micro)
-            ]
+            every = self._all_batches(place.cluster.devices)
+            self._batches[key] = [pair for pair in every if least and pair[0] >= least]
         return self._batches[key]
 
-    def _all_batches(self, place: Place, way: Way) -> Sequence[tuple[int, int]]:
-        """Those of the global batch; the profile may not be proved for one text alone."""
-        ranks = mesh_of(way.strategy, place.cluster, training=way.workload.training).ranks
+    def _all_batches(self, ranks: int) -> Batches:
+        """Those of the global batch, spread over all devices."""
         if self.global_batch is None:  # inference: as many at a time as fit
             sizes = (self.micro_batch,) if self.micro_batch else _PASSES
             return [(size, 1) for size in sizes]
         return batches(self.global_batch, ranks, self.micro_batch)
 
-    def size(self, place: Place) -> int:
-        """Equal at all machines with the same cards."""
-        cluster = place.cluster
-        key = cluster.accelerator, cluster.per_node, cluster.nodes
+    def size(self, place: Place, ways: Ways | None = None) -> int:
+        """Equal at all machines with as many of cards that torch asks the same."""
+        card = self.traces.like(place.cluster.accelerator)
+        ways = self.ways(place) if ways is None else ways
+        key = id(ways), card
         if key not in self._sizes:
-            self._sizes[key] = sum(len(self.batches(place, way)) for way in self.ways(place))
-        return self._sizes[key]
+            least = Counter(self.traces.least_batch(way, card) for way in ways)
+            first = {self.traces.least_batch(way, card): way for way in ways}
+            self._sizes[key] = [(first[size], count) for size, count in least.items()]
+        return sum(len(self.batches(place, way)) * count for way, count in self._sizes[key])
+
+    def over_bytes(self, place: Place, ways: Ways) -> int:
+        """Of weights, gradients and states, which are the same in a group."""
+        return self.memory.over_without_pass_bytes(place, ways[0])
+
+    def possible(self, place: Place, way: Way) -> tuple[Batches, int]:
+        """By the bound of `Memory`, which grows with the micro-batch."""
+        every = self.batches(place, way)
+        low, high, over = 0, len(every), 0
+        while low < high:
+            middle = (low + high) // 2
+            micro, accumulation = every[middle]
+            one = Candidate(place=place, way=way, micro_batch=micro, accumulation=accumulation)
+            if missing := self.memory.over_bytes(one):
+                low, over = middle + 1, missing
+            else:
+                high = middle
+        return every[low:], over
 
     # -- bounds and answers -----------------------------------------------------------------
 
     def floor_of_place(self, place: Place) -> float:
         """Of the clock."""
-        return self.clock.floor_of_place(place, self.ways(place))
+        ways = self.ways(place)
+        batches = self.batches(place, ways[0]) if ways else ()
+        return self.clock.floor_of_place(place, ways, batches)
 
-    def floor_of_way(self, place: Place, way: Way) -> float:
-        """Of the clock."""
-        return self.clock.floor_of_place(place, (way,))
+    def floor_of_group(self, place: Place, ways: Ways) -> float:
+        """Of the clock, in any batch."""
+        return self.clock.floor_of_group(place, ways, self.batches(place, ways[0]))
 
-    def floor_of_spread(self, place: Place, way: Way) -> float:
+    def floor_of_way(self, place: Place, way: Way, batches: Batches) -> float:
         """Of the clock."""
-        return self.clock.floor_of_way(place, way, self.batches(place, way))
+        return self.clock.floor_of_way(place, way, batches)
+
+    def floor_of_batch(self, candidate: Candidate) -> float:
+        """Of the clock."""
+        return self.clock.floor_of_batch(candidate)
 
     def floor(self, candidate: Candidate) -> float:
         """Of the clock."""
@@ -178,20 +236,6 @@ class PipelineJudge:
         """Of the clock."""
         return self.clock.usd(place, hours)
 
-    def over_bytes(self, candidate: Candidate) -> int:
-        """By the bound of `Memory`."""
-        return self.memory.over_bytes(candidate)
-
-    def possible(self, place: Place, way: Way) -> bool:
-        """By the bound of the least batch, else by its replay.
-
-        The card alone: a dearer machine's host may have more memory.
-        """
-        roomy = replace(place, cluster=replace(place.cluster, host_memory_bytes=None))
-        micro, accumulation = self.batches(place, way)[-1]
-        least = Candidate(place=roomy, way=way, micro_batch=micro, accumulation=accumulation)
-        return not self.over_bytes(least) and self.confirm(least).fits
-
     def ruled_out(self, candidate: Candidate) -> bool:
         """By a fact of `Memory`."""
         return self.memory.ruled_out(candidate)
@@ -199,6 +243,10 @@ class PipelineJudge:
     def confirm(self, candidate: Candidate) -> Confirmation:
         """By a fact or a replay of `Memory`."""
         return self.memory.confirm(candidate)
+
+
+_BETTER = "better"
+"""The grid has a better one for the card, which is no reason to be told."""
 
 
 _PASSES = tuple(2**power for power in range(12, -1, -1))
@@ -216,3 +264,11 @@ def _is_of_use(way: Way, place: Place) -> bool:
     if not alone:
         return True
     return parallel in _SHARDED and strategy.offload in ("cpu", "cpu-params", "optimizer")
+
+
+def _has_mesh(way: Way, place: Place) -> bool:
+    try:
+        mesh_of(way.strategy, place.cluster, training=way.workload.training)
+    except SizingError:
+        return False
+    return True

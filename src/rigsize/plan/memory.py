@@ -7,6 +7,7 @@ that accumulates as well; what does not fit does not with fewer shards or a larg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from rigsize.estimate import estimate_where_it_fits
@@ -14,16 +15,20 @@ from rigsize.memory.host import HostEstimate, host_memory, run_of
 from rigsize.models import ModelSource
 from rigsize.plan.bounds import (
     Held,
+    Sums,
     card_room_bytes,
     held_by,
     least_bytes,
     parameters_of,
-    saved_bytes,
+    sums_of,
 )
-from rigsize.plan.records import Candidate, Confirmation, Way
+from rigsize.plan.passes import Passes
+from rigsize.plan.records import Candidate, Confirmation, Place, Way
 from rigsize.plan.traces import Traces
 from rigsize.program.environment import environment_of
-from rigsize.trace.profile import Profile
+from rigsize.program.mesh import mesh_of
+from rigsize.program.timeline import Parameter
+from rigsize.trace.profile import Profile, TraceKey
 
 __all__ = ["Memory"]
 
@@ -54,6 +59,10 @@ class _Facts:
         )
         return min(asked, default=None)
 
+    def fails_some(self, room: int) -> bool:
+        """Whether any replay ran out of as much room."""
+        return any(fact.num_bytes >= room for fact in self.failing)
+
     def fails(self, shard: int, micro: int, room: int) -> bool:
         """Whether as much room was too little for no more texts on no fewer shards."""
         return any(
@@ -69,7 +78,10 @@ class Memory:
         self.source, self.traces = source, traces
         self.replays = 0
         self._held: dict[Way, Held] = {}
-        self._saved: dict[tuple[object, ...], int] = {}
+        self._parameters: dict[TraceKey, list[Parameter]] = {}
+        self._sums: dict[tuple[object, ...], Sums] = {}
+        self._passes: dict[tuple[TraceKey, int], Passes] = {}
+        self._least: dict[tuple[object, ...], int] = {}
         self._hosts: dict[tuple[object, ...], HostEstimate] = {}
         self._facts: dict[tuple[object, ...], _Facts] = {}
         self._confirmed: dict[tuple[object, ...], Confirmation] = {}
@@ -82,23 +94,50 @@ class Memory:
 
     def above_bytes(self, candidate: Candidate) -> int:
         """The least that it holds, less the card's room: negative where there is some left."""
-        way, cluster = candidate.way, candidate.place.cluster
+        way, cluster, mesh = candidate.way, candidate.place.cluster, candidate.mesh
         profile = self.traces.profile(way, cluster.accelerator)
         assert profile is not None, way
-        saved = self._saved_by(way, profile, candidate)
-        least = least_bytes(self._held_by(way, profile), saved, candidate)
-        return least - card_room_bytes(candidate.mesh, cluster.accelerator)
+        again = candidate.accumulation > 1
+        key = way, profile.key, mesh.shard, mesh.replicas > 1, candidate.micro_batch, again
+        if key not in self._least:
+            passes = self._passes_of(profile, candidate.point)
+            self._least[key] = least_bytes(self._held_by(way, profile), passes, candidate)
+        return self._least[key] - card_room_bytes(mesh, cluster.accelerator)
+
+    def over_without_pass_bytes(self, place: Place, way: Way) -> int:
+        """By how much a card cannot hold a way's weights, gradients and states, batch or none."""
+        cluster = place.cluster
+        profile = self.traces.profile(way, cluster.accelerator)
+        assert profile is not None, way
+        mesh = mesh_of(way.strategy, cluster, training=way.workload.training)
+        held = self._held_by(way, profile)
+        least = max(held.loading, held.at_step_end(mesh.shard))
+        return max(0, least - card_room_bytes(mesh, cluster.accelerator))
 
     def _held_by(self, way: Way, profile: Profile) -> Held:
         if way not in self._held:
-            self._held[way] = held_by(way, parameters_of(profile))
+            strategy = way.strategy
+            sums = profile.key, strategy.optimizer, strategy.policy, way.workload.training
+            if sums not in self._sums:
+                parameters = self._parameters_of(profile)
+                self._sums[sums] = sums_of(parameters, strategy, training=way.workload.training)
+            self._held[way] = held_by(way, self._sums[sums])
         return self._held[way]
 
-    def _saved_by(self, way: Way, profile: Profile, candidate: Candidate) -> int:
-        key = profile.key, way.workload, candidate.micro_batch
-        if key not in self._saved:
-            self._saved[key] = saved_bytes(profile, candidate.point)
-        return self._saved[key]
+    def _parameters_of(self, profile: Profile) -> list[Parameter]:
+        if profile.key not in self._parameters:
+            self._parameters[profile.key] = parameters_of(profile)
+        return self._parameters[profile.key]
+
+    def _passes_of(self, profile: Profile, point: Mapping[str, int]) -> Passes | None:
+        """None of generation, which is many passes."""
+        body = profile.body_at(point)
+        if body is None or profile.key.cache:
+            return None
+        key = profile.key, id(body)
+        if key not in self._passes:
+            self._passes[key] = Passes(profile, body, self._parameters_of(profile))
+        return self._passes[key]
 
     # -- replays ----------------------------------------------------------------------------
 
@@ -178,9 +217,9 @@ class Memory:
         return max(0, high - capacity)
 
     def _ask_smallest(self, candidate: Candidate) -> None:
-        """A batch failed: if one text does too, one replay has spoken for all the others."""
+        """A second batch failed: if one text does too, it speaks for all the others."""
         way, card = candidate.way, candidate.place.cluster.accelerator
-        least = 1 if self.traces.covers(way, card, 1) else 2
+        least = self.traces.least_batch(way, card)
         if candidate.micro_batch > least and candidate.accumulation > 1:
             self.confirm(replace(candidate, micro_batch=least))
 
@@ -197,8 +236,10 @@ class Memory:
         answer = estimate_where_it_fits(*run, profile)
         facts, shard, room = self._facts_of(candidate)
         if answer is None:
+            known = facts.fails_some(room)
             facts.failing.append(_Fact(shard, candidate.micro_batch, room))
-            self._ask_smallest(candidate)
+            if known:
+                self._ask_smallest(candidate)
             return Confirmation(fits=False, replayed=True)
         played = answer.replay
         need = room if played.num_alloc_retries else played.reserved_peak_bytes

@@ -1,13 +1,16 @@
 """The search: best first through a tree of bounds, so that little is timed and less is replayed.
 
-A place holds ways, a way its batches. Each node has a floor of the hours below it, a way first a
-cheap one, then one that knows how it is spread; at one place USD never fall when hours rise, so a
-floor of hours is a floor of USD, too. The node with the least
-floor is opened first: a place into ways, a way into candidates, a candidate into its real hours.
-What comes off the heap with real hours is no worse than anything that is left; only then its memory
-is replayed, and if it fits it belongs to the answer. Found in the order of USD, whatever is no
-faster than what was found before is dominated. The same walk in another order finds the smallest
-machine, and the nearest plan where nobody meets the limits.
+A place holds groups of ways that are spread alike, a group its ways, a way its batches. Each node
+has a floor of the hours below it, first a cheap one, then one that knows more: a place and a group
+the peak of its card, then a group how it is spread, a way its kernels and its memory, a batch the
+same, then its own kernels, then its hours. At one place USD never fall when hours rise, so a floor
+of hours is a floor of USD, too.
+
+The node with the least floor is opened first, a place one group after the other in the order of
+their floors. What comes off the heap with real hours is no worse than anything that is left; only
+then its memory is replayed, and if it fits it belongs to the answer. Found in the order of USD,
+whatever is no faster than what was found before is dominated. The same walk in another order finds
+the smallest machine, and the nearest plan where nobody meets the limits.
 
 Equals are settled by `Place.order`, then the plainer way, then the larger micro-batch, so that an
 answer does not depend on the order of the offers.
@@ -24,47 +27,55 @@ from typing import Any, Protocol
 
 from rigsize.plan.records import Candidate, Chosen, Confirmation, Limits, Place, Score, Way
 
-__all__ = ["Judge", "Tally", "front", "nearest", "smallest"]
+__all__ = ["Batches", "Judge", "Tally", "Ways", "front", "nearest", "smallest"]
 
-PLACE, WAY, SPREAD, CANDIDATE, TIMED = range(5)
-"""How far a node is opened; of equals the less opened goes first, so that no tie is missed."""
+PLACE, GROUPS, GROUP, WAY, BATCH, CANDIDATE, TIMED = range(7)
+"""How far a node is opened; of equals what has real hours goes last, so that no tie is missed."""
+
+Batches = Sequence[tuple[int, int]]
+"""(micro-batch, accumulation), the largest micro-batch first."""
+Ways = Sequence[Way]
+"""Of a group: at one place alike in all but recomputation and what the loss keeps."""
 
 
 class Judge(Protocol):
     """What the search asks; each floor holds for everything below its node."""
 
-    def ways(self, place: Place) -> Sequence[Way]:
-        """Those that can run there."""
+    def size(self, place: Place, ways: Ways | None = None) -> int:
+        """Candidates there: the batches of all its ways, or of a group of `groups`."""
 
-    def batches(self, place: Place, way: Way) -> Sequence[tuple[int, int]]:
-        """(micro-batch, accumulation), the largest micro-batch first."""
+    def batches(self, place: Place, way: Way) -> Batches:
+        """All batches of a way."""
 
-    def size(self, place: Place) -> int:
-        """Candidates there: the batches of its ways."""
+    def over_bytes(self, place: Place, ways: Ways) -> int:
+        """By how much nothing of a group can fit, whatever its batch; 0 where it may."""
+
+    def possible(self, place: Place, way: Way) -> tuple[Batches, int]:
+        """The batches up to the first that cannot fit by a bound, and by how many bytes that."""
 
     def floor_of_place(self, place: Place) -> float:
-        """Hours that nothing there goes below."""
+        """Hours that nothing there goes below, at little cost."""
 
-    def floor_of_way(self, place: Place, way: Way) -> float:
-        """Hours that no batch of the way goes below, at little cost."""
+    def groups(self, place: Place) -> Sequence[tuple[float, Ways]]:
+        """The ways that can run there, spread alike in a group; by a cheap floor, least first."""
 
-    def floor_of_spread(self, place: Place, way: Way) -> float:
-        """The same with what travels between ranks and to the host."""
+    def floor_of_group(self, place: Place, ways: Ways) -> float:
+        """Hours that none of the group goes below, with what travels and what is updated."""
+
+    def floor_of_way(self, place: Place, way: Way, batches: Batches) -> float:
+        """The same of one way and some of its batches, by its kernels."""
+
+    def floor_of_batch(self, candidate: Candidate) -> float:
+        """Hours that the candidate does not go below, at little cost."""
 
     def floor(self, candidate: Candidate) -> float:
-        """Hours that the candidate does not go below."""
+        """The same by its own kernels."""
 
     def hours(self, candidate: Candidate) -> float | None:
         """Its hours; None where no time can be given."""
 
     def usd(self, place: Place, hours: float) -> float:
         """The price of so many hours there; never falls when hours rise."""
-
-    def over_bytes(self, candidate: Candidate) -> int:
-        """By how much it cannot fit by a bound; 0 where the bound does not say."""
-
-    def possible(self, place: Place, way: Way) -> bool:
-        """Whether the least batch of a way fits, exactly: without it no batch does."""
 
     def ruled_out(self, candidate: Candidate) -> bool:
         """Whether what is known of others says that it does not fit."""
@@ -93,12 +104,20 @@ class Tally:
             self.near[kind] = missed, who
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Node:
     level: int
     place: Place
     way: Way | None = None
     candidate: Candidate | None = None
+    groups: Sequence[tuple[float, Ways]] = ()
+    """Of a place that is opened: all of them."""
+    next: int = 0
+    """Which of them is the first that was not opened."""
+    ways: Ways = ()
+    """Of a group."""
+    batches: Batches = ()
+    """Of a way: those that may fit."""
 
 
 Rank = Callable[[Place, Score], tuple[float, ...]]
@@ -113,20 +132,17 @@ class _Walk:
     ) -> None:
         self.judge, self.rank, self.tally = judge, rank, tally or Tally()
         self.counts = tally is not None
-        self.doubtful: set[tuple[object, int]] = set()
-        """Cards, by how many, of which the last replay failed: there a way is asked for its least
-        batch before any of its batches is timed."""
         self.heap: list[tuple[Any, ...]] = []
         self.serial = 0
         self.dearer: dict[Place, Place] = {}
         for alike in _alike(places):
             first, *others = alike
-            for place in alike:
-                self.tally.candidates += self.size(_Node(PLACE, place))
             for cheap, dear in itertools.pairwise(alike):
                 self.dearer[cheap] = dear
-            for place in others:
-                self.tally.left_out("dominated", self.size(_Node(PLACE, place)))
+            size = self.size(_Node(PLACE, first))
+            self.tally.candidates += size * len(alike)
+            if others:
+                self.tally.left_out("dominated", size * len(others))
             self.push(_Node(PLACE, first), judge.floor_of_place(first))
 
     def size(self, node: _Node) -> int:
@@ -136,14 +152,17 @@ class _Walk:
         if node.candidate is not None:
             return 1
         if node.way is not None:
-            return len(self.judge.batches(node.place, node.way))
-        return self.judge.size(node.place)
+            return len(node.batches)
+        if node.level == GROUPS:
+            left = node.groups[node.next :]
+            return sum(self.judge.size(node.place, ways) for _, ways in left)
+        return self.judge.size(node.place, node.ways or None)
 
     def push(self, node: _Node, hours: float) -> None:
         self.tally.bounds += node.level < TIMED
         place, candidate = node.place, node.candidate
         score = Score(hours, self.judge.usd(place, hours))
-        way = candidate.way.order if candidate else node.way.order if node.way else -1
+        way = candidate.way.order if candidate else -1
         micro = candidate.micro_batch if candidate else 0
         self.serial += 1
         timed = int(node.level == TIMED)
@@ -163,9 +182,6 @@ class _Walk:
             else:
                 assert node.candidate is not None
                 confirmed = self.judge.confirm(node.candidate)
-                if confirmed.replayed:
-                    change = self.doubtful.discard if confirmed.fits else self.doubtful.add
-                    change(_cards(node.place))
                 if confirmed.fits:
                     yield node.candidate, score, confirmed
                     continue
@@ -179,49 +195,76 @@ class _Walk:
         place = self.dearer[candidate.place]
         if self.counts:
             self.tally.counts["dominated"] -= 1
-        self.push(_Node(TIMED, place, candidate.way, replace(candidate, place=place)), hours)
+        self.push(_Node(TIMED, place, candidate=replace(candidate, place=place)), hours)
 
     def open(self, node: _Node) -> None:
         judge, place = self.judge, node.place
         if node.level == PLACE:
-            for way in judge.ways(place):
-                if judge.batches(place, way):
-                    self.push(_Node(WAY, place, way), judge.floor_of_way(place, way))
+            self.push_next(_Node(GROUPS, place, groups=judge.groups(place)))
+        elif node.level == GROUPS:
+            ways = node.groups[node.next][1]
+            node.next += 1
+            self.push_next(node)
+            self.open_group(place, ways)
+        elif node.level == GROUP:
+            for way in node.ways:
+                self.open_way(place, way)
         elif node.level == WAY:
             assert node.way is not None
-            hours = judge.floor_of_spread(place, node.way)
-            self.push(_Node(SPREAD, place, node.way), hours)
-        elif node.level == SPREAD:
-            assert node.way is not None
-            self.open_way(place, node.way)
+            for batch in node.batches:
+                candidate = _candidate(place, node.way, batch)
+                hours = judge.floor_of_batch(candidate)
+                self.push(_Node(BATCH, place, candidate=candidate), hours)
         else:
             assert node.candidate is not None
-            if judge.ruled_out(node.candidate) or (
-                _cards(place) in self.doubtful and not judge.possible(place, node.candidate.way)
-            ):
-                self.tally.left_out("does_not_fit", 1, _UNKNOWN, node.candidate)
-                return
-            timed = judge.hours(node.candidate)
-            if timed is None:
-                self.tally.left_out("no_time", 1, 0.0, node.candidate)
-            else:
-                self.push(_Node(TIMED, place, node.way, node.candidate), timed)
+            self.open_candidate(node.level, node.candidate)
+
+    def push_next(self, node: _Node) -> None:
+        """A place that is opened, by the next of its groups."""
+        if node.next < len(node.groups):
+            self.push(node, node.groups[node.next][0])
+
+    def open_group(self, place: Place, ways: Ways) -> None:
+        """Unless its weights, gradients and states alone do not fit."""
+        over = self.judge.over_bytes(place, ways)
+        if over:
+            self.tally.bounds += 1
+            least = _candidate(place, ways[0], self.judge.batches(place, ways[0])[-1])
+            size = self.judge.size(place, ways) if self.counts else 0
+            self.tally.left_out("does_not_fit", size, over, least)
+        else:
+            self.push(_Node(GROUP, place, ways=ways), self.judge.floor_of_group(place, ways))
 
     def open_way(self, place: Place, way: Way) -> None:
-        for micro, accumulation in self.judge.batches(place, way):
-            candidate = Candidate(
-                place=place, way=way, micro_batch=micro, accumulation=accumulation
-            )
+        """What no bound of memory rules out."""
+        possible, over = self.judge.possible(place, way)
+        if over:
             self.tally.bounds += 1
-            over = self.judge.over_bytes(candidate)
-            if over:
-                self.tally.left_out("does_not_fit", 1, over, candidate)
+            every = self.judge.batches(place, way)
+            missing = len(every) - len(possible)
+            nearest = _candidate(place, way, every[missing - 1])
+            self.tally.left_out("does_not_fit", missing * self.counts, over, nearest)
+        if possible:
+            hours = self.judge.floor_of_way(place, way, possible)
+            self.push(_Node(WAY, place, way, batches=possible), hours)
+
+    def open_candidate(self, level: int, candidate: Candidate) -> None:
+        """Its own kernels, then its hours, unless others say that it does not fit."""
+        place = candidate.place
+        if self.judge.ruled_out(candidate):
+            self.tally.left_out("does_not_fit", 1, _UNKNOWN, candidate)
+        elif level == BATCH:
+            self.push(_Node(CANDIDATE, place, candidate=candidate), self.judge.floor(candidate))
+        else:
+            hours = self.judge.hours(candidate)
+            if hours is None:
+                self.tally.left_out("no_time", 1, 0.0, candidate)
             else:
-                self.push(_Node(CANDIDATE, place, way, candidate), self.judge.floor(candidate))
+                self.push(_Node(TIMED, place, candidate=candidate), hours)
 
 
-def _cards(place: Place) -> tuple[object, int]:
-    return place.cluster.accelerator, place.cluster.devices
+def _candidate(place: Place, way: Way, batch: tuple[int, int]) -> Candidate:
+    return Candidate(place=place, way=way, micro_batch=batch[0], accumulation=batch[1])
 
 
 def _alike(places: Sequence[Place]) -> list[list[Place]]:

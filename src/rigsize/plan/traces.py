@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rigsize.errors import SizingError, UnsupportedCombination
 from rigsize.estimate import with_batch
 from rigsize.hardware.accelerators import Accelerator
-from rigsize.keys import key_for
+from rigsize.keys import FLASH_CAPABILITY, check_on, flash_capability, key_for
 from rigsize.models import ModelSource
 from rigsize.plan.records import Way, point_at
 from rigsize.point import point_of
@@ -31,24 +31,51 @@ class Traces:
         self.works: dict[TraceKey, Profile | None] = {}
         """The profiles of work behind them."""
         self._keys: dict[tuple[Accelerator, Way], TraceKey | SizingError] = {}
+        self._traced: dict[tuple[Way, bool, bool], TraceKey] = {}
         self._kernels: dict[tuple[Accelerator, Way], tuple[TraceKey, Environment, str]] = {}
         self._profiles: dict[TraceKey, Profile | None] = {}
         self._by_way: dict[tuple[Way, Accelerator], Profile | None] = {}
-        self._covers: dict[tuple[int, bool], bool] = {}
+        self._least: dict[tuple[Way, Accelerator], int] = {}
+        self._like: dict[Accelerator, Accelerator] = {}
+        self._kinds: dict[tuple[object, ...], Accelerator] = {}
+
+    def like(self, card: Accelerator) -> Accelerator:
+        """The first card that was asked of which torch asks the same: it has the same keys."""
+        if card not in self._like:
+            kind = (
+                card.software_stack,
+                card.is_cpu,
+                card.compute_capability,
+                card.gfx,
+                card.dtypes,
+                card.supports_bf16,
+                card.training_capable,
+            )
+            self._like[card] = self._kinds.setdefault(kind, card)
+        return self._like[card]
 
     def key(self, way: Way, accelerator: Accelerator) -> TraceKey:
         """The key of a way on a card; UnsupportedCombination for what the card cannot do."""
-        found = self._keys.get((accelerator, way))
+        card = self.like(accelerator)
+        found = self._keys.get((card, way))
         if found is None:
             try:
-                environment_of(accelerator, way.strategy)
-                found = key_for(self.source, way.workload, way.strategy, accelerator)
+                environment_of(card, way.strategy)
+                check_on(way.strategy, card)
+                found = self._of_kernels(way, card)
             except SizingError as error:
                 found = error
-            self._keys[accelerator, way] = found
+            self._keys[card, way] = found
         if isinstance(found, SizingError):
             raise found
         return found
+
+    def _of_kernels(self, way: Way, card: Accelerator) -> TraceKey:
+        """Of all that a card changes in a trace, whether it has FlashAttention is left."""
+        kernels = way, card.is_cpu, flash_capability(card) >= FLASH_CAPABILITY
+        if kernels not in self._traced:
+            self._traced[kernels] = key_for(self.source, way.workload, way.strategy, card)
+        return self._traced[kernels]
 
     def kernels(self, way: Way, accelerator: Accelerator) -> tuple[TraceKey, Environment, str]:
         """What decides a way's kernels on a card, beside the sizes: equal for like cards."""
@@ -73,9 +100,10 @@ class Traces:
 
     def profile(self, way: Way, accelerator: Accelerator) -> Profile | None:
         """The profile of a way on a card: stored, else traced while a trace is left to be made."""
-        if (way, accelerator) not in self._by_way:
-            self._by_way[way, accelerator] = self._of_way(way, accelerator)
-        return self._by_way[way, accelerator]
+        asked = way, self.like(accelerator)
+        if asked not in self._by_way:
+            self._by_way[asked] = self._of_way(*asked)
+        return self._by_way[asked]
 
     def _of_way(self, way: Way, accelerator: Accelerator) -> Profile | None:
         try:
@@ -86,15 +114,18 @@ class Traces:
             self._profiles[key] = self._find(key, point_of(way.workload, _small(way)))
         return self._profiles[key]
 
-    def covers(self, way: Way, accelerator: Accelerator, micro_batch: int) -> bool:
-        """Whether the profile is proved for a micro-batch: one text alone may be another graph."""
-        profile = self.profile(way, accelerator)
-        if profile is None:
-            return False
-        key = id(profile), micro_batch == 1
-        if key not in self._covers:
-            self._covers[key] = profile.covers(point_at(way, micro_batch))
-        return self._covers[key]
+    def least_batch(self, way: Way, accelerator: Accelerator) -> int:
+        """The smallest micro-batch that the profile is proved for: one text may be another graph.
+
+        0 where it is proved for none.
+        """
+        asked = way, self.like(accelerator)
+        if asked not in self._least:
+            profile = self.profile(*asked)
+            sizes = () if profile is None else (1, 2)
+            proved = (n for n in sizes if profile is not None and profile.covers(point_at(way, n)))
+            self._least[asked] = next(proved, 0)
+        return self._least[asked]
 
     def _find(self, key: TraceKey, point: Mapping[str, int]) -> Profile | None:
         stored, work = stored_profile(key, point), stored_work(key, point)

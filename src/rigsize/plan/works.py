@@ -33,6 +33,7 @@ class Works:
 
     def of(self, way: Way, card: Accelerator, micro_batch: int) -> Work:
         """The work of a micro-step; one object for equal kernels and sizes."""
+        card = self.traces.like(card)
         asked = way, card, micro_batch
         if asked not in self._asked:
             self._asked[asked] = self._built(way, card, micro_batch)

@@ -1,0 +1,246 @@
+"""What a way does at a place beside its kernels: floors of what travels, is copied and updated.
+
+Each at the price that `step_time` has for it; what one stream waits for another comes on top.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rigsize.errors import SizingError
+from rigsize.hardware.accelerators import Accelerator
+from rigsize.plan.records import Place, Way
+from rigsize.plan.works import Works
+from rigsize.program.ddp import BUCKET_BYTES
+from rigsize.program.work import Work
+from rigsize.spec import Cluster, Strategy, Workload
+from rigsize.spec.strategy import FSDPS, SHARDS_WEIGHTS
+from rigsize.steptime.collectives import Collective, collective
+from rigsize.steptime.links import Links
+from rigsize.steptime.prices import Pricer
+from rigsize.steptime.schedule import gradients_leave
+from rigsize.steptime.update import gradient_bytes, update_rows
+from rigsize.trace.profile import TraceKey
+
+__all__ = ["TYPICAL", "Beside", "Besides"]
+
+TYPICAL = 8
+"""Texts of the micro-batch whose work tells what does not depend on it."""
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a way does at a place beside its kernels, in seconds."""
+
+    links_s: float
+    """Between the ranks, in a micro-step."""
+    copies_s: float
+    """Over PCIe to the device, in a micro-step."""
+    once_s: float
+    """Between the ranks, once a step."""
+    update_s: float
+    """The update itself, behind the micro-steps, with what ZeRO-1 and 2 send around it."""
+    overlap_cost: float
+    """Share of the kernels that hidden collectives take."""
+    waited_s: float = 0.0
+    """Behind each micro-step, before the next: ZeRO-2's reductions."""
+    stores_s: float = 0.0
+    """Over PCIe to the host, in a micro-step."""
+    again_s: float = 0.0
+    """The same, of what comes back to be added to, in each micro-step of a step but its first."""
+    sums_s: float = 0.0
+    """Of the host, which adds, in the same."""
+
+    def added_to(self, kernels_s: float, micros: float, steps: float, host_s: float = 0.0) -> float:
+        """Kernels are slowed by the collectives that they hide, and wait for those they do not.
+
+        `host_s` is what the host takes to launch them.
+        """
+        links = micros * self.links_s + steps * self.once_s
+        slowed = kernels_s + self.overlap_cost * min(links, kernels_s)
+        waited = micros * self.waited_s + steps * self.update_s
+        stores = micros * self.stores_s + (micros - steps) * self.again_s
+        host = host_s + (micros - steps) * self.sums_s
+        return max(slowed, links, micros * self.copies_s, stores, host) + waited
+
+
+_NOTHING = Beside(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OnCard:
+    """What all ways that are alike share on one card, however many of them there are."""
+
+    work: Work
+    pricer: Pricer
+    sent: Sequence[tuple[Collective, int, int]]
+    gradient_bytes: int
+    """Of all that is trained, as the backward pass leaves it."""
+    sent_gradient_bytes: int
+    """The same of layers that a backward pass goes through."""
+
+
+class Besides:
+    """`Beside` by way and place; equal for ways that shard, send and update alike."""
+
+    def __init__(self, works: Works) -> None:
+        self.works = works
+        self._alike: dict[Way, int] = {}
+        self._names: dict[tuple[Strategy, Workload, str], int] = {}
+        self._works: dict[tuple[int, TraceKey], Work] = {}
+        self._least_bytes: dict[tuple[Accelerator, Way, int], int] = {}
+        self._prepared: dict[tuple[int, Accelerator], _OnCard] = {}
+        self._besides: dict[tuple[object, ...], Beside] = {}
+
+    def alike(self, way: Way) -> int:
+        """Equal for ways that do the same beside their kernels."""
+        if way not in self._alike:
+            plain = replace(way.strategy, recompute="none", loss="all", hold_output=True)
+            key = plain, way.workload, way.recipe if way.label else ""
+            self._alike[way] = self._names.setdefault(key, len(self._names))
+        return self._alike[way]
+
+    def network_s(self, ways: Sequence[Way], cluster: Cluster) -> float:
+        """Seconds that the least gradients of these ways take between the nodes, once a step.
+
+        However weights and states are spread, every node learns of what all others trained.
+        """
+        card = cluster.accelerator
+        key = card, ways[0], len(ways)
+        if key not in self._least_bytes:
+            sizes = (0 if w.strategy.shard_size else self._gradient_bytes(w, card) for w in ways)
+            self._least_bytes[key] = min(sizes)
+        num_bytes, nodes = self._least_bytes[key], cluster.nodes
+        return collective(card, "all_reduce", num_bytes, nodes, nodes=nodes).seconds
+
+    def _gradient_bytes(self, way: Way, card: Accelerator) -> int:
+        work = self.work(way, card)
+        if work is None or not work.training:
+            return 0
+        return sum(work.trainable) * gradient_bytes(way.strategy)
+
+    def work(self, way: Way, card: Accelerator) -> Work | None:
+        """Some work with the way's parameters, whatever the card; None where there is none."""
+        try:
+            key = self.alike(way), self.works.traces.key(way, card)
+            if key not in self._works:
+                self._works[key] = self.works.of(way, card, TYPICAL)
+            return self._works[key]
+        except SizingError:
+            return None
+
+    def of(self, place: Place, way: Way) -> Beside:
+        """What a way does there."""
+        cluster = place.cluster
+        key = self.alike(way), cluster.accelerator, cluster.per_node, cluster.nodes
+        if key not in self._besides:
+            try:
+                self._besides[key] = self._new(place, way)
+            except SizingError:
+                self._besides[key] = _NOTHING
+        return self._besides[key]
+
+    def _new(self, place: Place, way: Way) -> Beside:
+        cluster, strategy = place.cluster, way.strategy
+        known = self._on_card(way, cluster.accelerator)
+        work, pricer = known.work, known.pricer
+        links = Links.of(work, strategy, cluster, None, None)
+        travels = _travels_s(known.sent, links)
+        if not work.training:
+            return Beside(travels, 0.0, 0.0, 0.0, links.overlap_cost)
+        once = 0.0
+        if strategy.parallel == "ddp":
+            once = _least_s(known.gradient_bytes, links)
+        rows = update_rows(work, strategy, pricer, links)
+        update = max(
+            sum(row.host_step_s for row in rows), sum(sum(row.busy_s.values()) for row in rows)
+        )
+        waited = 0.0
+        if strategy.parallel in ("zero1", "zero2"):
+            reduced = links.within_copy("reduce_scatter", known.gradient_bytes)
+            update += links.within_copy("all_gather", known.gradient_bytes)
+            update += reduced if strategy.parallel == "zero1" else 0.0
+            waited = reduced if strategy.parallel == "zero2" else 0.0
+        fetched, stored = _fetches_s(work, strategy, links), 0.0
+        again = sums = 0.0
+        if gradients_leave(strategy):
+            part_bytes = known.sent_gradient_bytes / links.mesh.shard
+            stored = links.to_host(part_bytes)
+            if strategy.parallel in FSDPS:
+                sums = links.host_sum(part_bytes)
+            else:
+                again = links.to_device(part_bytes)
+        beside = (travels, fetched, once, update, links.overlap_cost, waited)
+        return Beside(*beside, stores_s=stored, again_s=again, sums_s=sums)
+
+    def _on_card(self, way: Way, card: Accelerator) -> _OnCard:
+        key = self.alike(way), card
+        if key not in self._prepared:
+            work, strategy = self.works.of(way, card, TYPICAL), way.strategy
+            self._prepared[key] = _OnCard(
+                work=work,
+                pricer=Pricer(card, strategy, None),
+                sent=_sent(work, strategy),
+                gradient_bytes=sum(work.trainable) * gradient_bytes(strategy),
+                sent_gradient_bytes=_reached(work) * gradient_bytes(strategy),
+            )
+        return self._prepared[key]
+
+
+def _reached(work: Work) -> int:
+    """Trained elements of the root and of layers with a backward pass."""
+    backward = {0, *(s.layer for s in work.segments if s.phase == "backward")}
+    return sum(numel for layer, numel in enumerate(work.trainable) if layer in backward)
+
+
+def _sent(work: Work, strategy: Strategy) -> list[tuple[Collective, int, int]]:
+    """(collective, bytes, how often) of a micro-step, layer by layer as `schedule` has them.
+
+    Not in one piece: an L40S node takes longer over a large message than over its parts.
+    """
+    if strategy.parallel not in SHARDS_WEIGHTS:
+        return []
+    forward = {0, *(s.layer for s in work.segments if s.phase != "backward")}
+    backward = {s.layer for s in work.segments if s.phase == "backward"}
+    again = backward - {0} if work.training and strategy.reshard_after_forward else set()
+    gathered = Counter(work.weight_bytes[layer] for layer in (*forward, *again))
+    found: list[tuple[Collective, int, int]] = [("all_gather", *one) for one in gathered.items()]
+    if work.training:
+        element = min(_FP32_BYTES, gradient_bytes(strategy))
+        reduced = Counter(work.trainable[layer] * element for layer in backward | {0})
+        found += [("reduce_scatter", *one) for one in reduced.items()]
+    return found
+
+
+def _travels_s(sent: Sequence[tuple[Collective, int, int]], links: Links) -> float:
+    """Weights gathered and gradients reduced, in a copy and between the copies."""
+    seconds = 0.0
+    for op, size, count in sent:
+        seconds += count * links.within_copy(op, size)
+        if op == "reduce_scatter" and links.mesh.replicas > 1:
+            seconds += count * links.between_copies(size // links.mesh.shard)
+    return seconds
+
+
+def _least_s(total_bytes: int, links: Links) -> float:
+    """All-reduced in buckets of any size between DDP's and the whole, the cheapest a byte."""
+    sizes = [total_bytes]
+    while sizes[-1] // 2 > BUCKET_BYTES:
+        sizes.append(sizes[-1] // 2)
+    sizes.append(min(total_bytes, BUCKET_BYTES))
+    return min(total_bytes / size * links.between_copies(size) for size in sizes if size)
+
+
+def _fetches_s(work: Work, strategy: Strategy, links: Links) -> float:
+    """The shards of the weights from the host: FSDP2's mixed precision keeps them in fp32."""
+    if strategy.offload not in ("cpu", "cpu-params"):
+        return 0.0
+    sizes = work.weight_bytes
+    if strategy.policy.compute == "amp":
+        sizes = tuple(_FP32_BYTES * numel for numel in work.parameters)
+    layers = sum(sizes[1:])
+    again = layers if work.training and strategy.reshard_after_forward else 0
+    return links.to_device((sizes[0] + layers + again) / links.mesh.shard)
