@@ -130,3 +130,14 @@ def test_what_is_given_is_not_varied(field: str, value: str) -> None:
     found, _ = ways(resolve_model("xlm-roberta-base"), [job])
     assert found
     assert {getattr(w.strategy, field) for w in found} == {value}
+
+
+def test_pods_without_a_network_undersell_no_machine_that_has_one() -> None:
+    pod = _offer(usd=1.0, provider="vast", host_memory_gib=512.0)
+    rented = _offer(usd=2.0, instance="node", host_memory_gib=64.0)
+    fast = _offer(usd=3.0, instance="fast", host_memory_gib=64.0, network_gbit_per_s=400.0)
+    found, _ = places([pod, rented, fast], Limits(max_gpus=4))
+    most = {one.offer.instance: one.cluster.nodes for one in found}
+    assert most == {pod.instance: 1, "node": 4, "fast": 4}
+    rates = {one.cluster.network_bytes_per_s for one in found if one.offer.instance == "fast"}
+    assert rates == {400e9 / 8}

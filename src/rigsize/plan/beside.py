@@ -29,6 +29,8 @@ __all__ = ["TYPICAL", "Beside", "Besides"]
 TYPICAL = 8
 """Texts of the micro-batch whose work tells what does not depend on it."""
 _FP32_BYTES = 4
+_Exchanged = tuple[tuple[Collective, int], ...]
+"""(collective, bytes) one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Besides:
         self._alike: dict[Way, int] = {}
         self._names: dict[tuple[Strategy, Workload, str], int] = {}
         self._works: dict[tuple[int, TraceKey], Work] = {}
-        self._least_bytes: dict[tuple[Accelerator, Way, int], int] = {}
+        self._exchanged: dict[tuple[Accelerator, Way, int], set[_Exchanged]] = {}
         self._prepared: dict[tuple[int, Accelerator], _OnCard] = {}
         self._besides: dict[tuple[object, ...], Beside] = {}
 
@@ -104,23 +106,31 @@ class Besides:
         return self._alike[way]
 
     def network_s(self, ways: Sequence[Way], cluster: Cluster) -> float:
-        """Seconds that the least gradients of these ways take between the nodes, once a step.
+        """Seconds that one of these ways sends between the nodes in a step at least.
 
-        However weights and states are spread, every node learns of what all others trained.
+        However weights and states are spread, every node learns of what all others trained: of
+        gradients, or of its part of them and then of the weights.
         """
-        card = cluster.accelerator
-        key = card, ways[0], len(ways)
-        if key not in self._least_bytes:
-            sizes = (0 if w.strategy.shard_size else self._gradient_bytes(w, card) for w in ways)
-            self._least_bytes[key] = min(sizes)
-        num_bytes, nodes = self._least_bytes[key], cluster.nodes
-        return collective(card, "all_reduce", num_bytes, nodes, nodes=nodes).seconds
+        key = cluster.accelerator, ways[0], len(ways)
+        if key not in self._exchanged:
+            self._exchanged[key] = {self._least_exchanged(way, key[0]) for way in ways}
+        nodes, rate = cluster.nodes, cluster.network_bytes_per_s
+        return min(
+            sum(
+                collective(key[0], op, size, nodes, nodes=nodes, network_bytes_per_s=rate).seconds
+                for op, size in exchanged
+            )
+            for exchanged in self._exchanged[key]
+        )
 
-    def _gradient_bytes(self, way: Way, card: Accelerator) -> int:
-        work = self.work(way, card)
-        if work is None or not work.training:
-            return 0
-        return sum(work.trainable) * gradient_bytes(way.strategy)
+    def _least_exchanged(self, way: Way, card: Accelerator) -> _Exchanged:
+        work, strategy = self.work(way, card), way.strategy
+        if work is None or not work.training or strategy.shard_size:
+            return ()
+        reduced = sum(work.trainable) * gradient_bytes(strategy)
+        if strategy.parallel not in ("fsdp", "zero3"):
+            return (("all_reduce", reduced),)
+        return ("reduce_scatter", reduced), ("all_gather", sum(work.weight_bytes))
 
     def work(self, way: Way, card: Accelerator) -> Work | None:
         """Some work with the way's parameters, whatever the card; None where there is none."""
@@ -135,7 +145,8 @@ class Besides:
     def of(self, place: Place, way: Way) -> Beside:
         """What a way does there."""
         cluster = place.cluster
-        key = self.alike(way), cluster.accelerator, cluster.per_node, cluster.nodes
+        shape = cluster.per_node, cluster.nodes, cluster.network_bytes_per_s
+        key = self.alike(way), cluster.accelerator, *shape
         if key not in self._besides:
             try:
                 self._besides[key] = self._new(place, way)

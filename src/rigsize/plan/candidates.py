@@ -138,15 +138,19 @@ def _multiples(offer: Offer) -> Iterator[Offer]:
 
 
 def _cheapest(offers: Sequence[Offer], spot: bool) -> list[Offer]:
-    """Without those that another with the same cards and no less host memory undersells."""
+    """Without those that another with the same cards and no less host memory undersells.
+
+    One without a network undersells none that has one: its machines stand alone.
+    """
 
     def order(offer: Offer) -> tuple[float, float, str, str, str]:
         host = offer.host_memory_gib or 0.0
         return _price(offer, spot), -host, offer.provider, offer.instance, offer.region
 
-    kept: dict[tuple[Accelerator, int], list[Offer]] = {}
+    kept: dict[tuple[object, ...], list[Offer]] = {}
     for offer in sorted(offers, key=order):
-        same = kept.setdefault((offer.accelerator, offer.devices), [])
+        network = offer.provider not in NO_NETWORK, offer.network_gbit_per_s
+        same = kept.setdefault((offer.accelerator, offer.devices, *network), [])
         if not any((o.host_memory_gib or 0.0) >= (offer.host_memory_gib or 0.0) for o in same):
             same.append(offer)
     return [offer for same in kept.values() for offer in same]
@@ -174,6 +178,7 @@ def _place(
         per_node=per_node,
         nodes=nodes,
         host_memory_bytes=offer.host_memory_bytes,
+        network_bytes_per_s=offer.network_bytes_per_s,
     )
     return Place(offer=offer, cluster=cluster, usd_per_hour=usd_per_hour * nodes)
 

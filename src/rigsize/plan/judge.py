@@ -226,7 +226,8 @@ class PipelineJudge:
         """Of the clock, asked once a candidate."""
         cluster = candidate.place.cluster
         batch = candidate.micro_batch, candidate.accumulation
-        key = (candidate.way, cluster.accelerator, cluster.per_node, cluster.nodes, *batch)
+        shape = cluster.per_node, cluster.nodes, cluster.network_bytes_per_s
+        key = (candidate.way, cluster.accelerator, *shape, *batch)
         if key not in self._hours:
             self.evaluations += 1
             self._hours[key] = self.clock.hours(candidate)

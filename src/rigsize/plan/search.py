@@ -268,14 +268,15 @@ def _candidate(place: Place, way: Way, batch: tuple[int, int]) -> Candidate:
 
 
 def _alike(places: Sequence[Place]) -> list[list[Place]]:
-    """Machines with the same cards in the same number, the cheapest first.
+    """Machines with the same cards in the same number on the same network, the cheapest first.
 
     They take the same hours; a dearer one is of use for its host's memory alone.
     """
     groups: dict[tuple[object, ...], list[Place]] = {}
     for place in sorted(places, key=lambda place: (place.usd_per_hour, place.order)):
         cluster = place.cluster
-        key = (cluster.accelerator, cluster.per_node, cluster.nodes)
+        shape = cluster.per_node, cluster.nodes, cluster.network_bytes_per_s
+        key = (cluster.accelerator, *shape)
         groups.setdefault(key, []).append(place)
     return list(groups.values())
 
