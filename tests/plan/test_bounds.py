@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -186,8 +187,6 @@ def _with(way: Way, micro: int) -> Candidate:
 
 @needs_profiles
 def test_a_machine_without_host_memory_is_refused_before_a_replay() -> None:
-    from dataclasses import replace
-
     memory = Memory(SOURCE, TRACES)
     known = _known()
     cluster = replace(known.place.cluster, host_memory_bytes=2**30)
@@ -223,3 +222,23 @@ def test_a_plan_takes_the_hours_of_its_estimate() -> None:
     assert [line.name for line in planned.lines] == [line.name for line in told.lines]
     for ours, theirs in zip(planned.lines, told.lines, strict=True):
         assert ours.seconds.p50 == pytest.approx(theirs.seconds.p50)
+
+
+@pytest.mark.parametrize("card", ["L40S", "MI300X", "H100-80GB-SXM"])
+def test_no_micro_batch_takes_less_a_text_than_a_ways_floor(card: str) -> None:
+    """An L40S takes 14 % less for XXL's 16 texts than for 256: operands stay in its cache."""
+    source = resolve_model("xlm-roberta-xxl")
+    workload = replace(WORKLOAD, model="xlm-roberta-xxl")
+    traces = Traces(source, most_traces=0)
+    floors = PipelineClock(Works(source, traces), GLOBAL).floors
+    found, _ = ways(source, [Job(recipe="seed", workload=workload, strategy=Strategy())])
+    row = find_accelerator(card)
+    single = [way for way in found if way.strategy.parallel in ("single", "zero2")]
+    asked = 0
+    for way in (w for w in single if w.strategy.offload == "none"):
+        if not traces.lacks_dtype(way, row) and traces.profile(way, row) is not None:
+            for micro in (1, 8, 16, 32, 256, 1024):
+                seconds, _ = floors._kernels(way, row, micro)
+                asked += 1
+                assert floors.text_s(way, row) <= seconds / micro
+    assert asked > 30 or not GRID

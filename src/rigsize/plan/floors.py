@@ -28,7 +28,7 @@ __all__ = ["Floors"]
 
 LARGE = 256
 """Texts of a micro-batch whose tiles are as good as full."""
-TILES_SHARE = 0.92
+TILES_SHARE = 0.85
 """Of its kernels' seconds a text, below which no other micro-batch goes (a test asks many)."""
 _LAUNCH_S, _DISPATCH_S = KERNEL_LAUNCH_S.value.mid, DISPATCH_S.value.mid
 """Of the host, as `step_time` has them of a machine that was not calibrated."""
