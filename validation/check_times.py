@@ -151,7 +151,8 @@ AFTER_SEEING = (
     "After a review the spread of cards without tables became 0.15 and what collectives over a",
     "network take of compute 2 %, as their sources say; before, 67 % of other cards' rows held.",
     "The factor of 1.48 in p90 came after 45 % were seen to hold. It is fitted on other slices,",
-    "which say so below, and moves neither p50 nor p10.",
+    "which say so below, and moves neither p50 nor p10. DeepSpeed's hooks (nine rows of",
+    "qwen1-finetune, by ZeRO-3) came after their miss was seen; they are timed, not tuned.",
 )
 HEAD = (
     "| row | model, how | batch x length x accumulation | on | published s | predicted s | error"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tests.trace.tiny import CONFIGS
 
 from rigsize.errors import TraceFailed
 from rigsize.hardware import find_accelerator
-from rigsize.models import ModelSource
+from rigsize.models import ModelSource, resolve_model
 from rigsize.program.attention_node import AttentionNode
 from rigsize.program.attention_work import attention_kernels
 from rigsize.program.work import Kernel, kernel_flops
@@ -83,6 +84,37 @@ def test_parameters_are_told_by_layer() -> None:
     assert set(work.parameters[1:]) == {12 * 768 * 768 + 13 * 768}  # 9 x 768 of biases, 4 of norms
     assert work.trainable == work.parameters
     assert sum(work.weight_bytes) == 4 * 278_295_186
+
+
+def test_modules_that_hold_parameters_are_told_by_layer() -> None:
+    # A layer: itself, attention, attention.self, query, key, value, attention.output, its dense
+    # layer and normalisation, intermediate and its dense layer, output, its two.
+    first, second = stored("FacebookAI/xlm-roberta-base").modules[1:3]
+    assert first == second
+    assert (first.modules, len(first.shapes)) == (14, 16)
+    assert sum(map(prod, first.shapes)) == 12 * 768**2 + 13 * 768
+    assert first.trained == first.shapes
+
+
+@pytest.mark.slow
+def test_modules_are_those_of_the_real_model() -> None:
+    import torch
+
+    from rigsize.trace.model import BuildOptions, build, load_config
+
+    options = BuildOptions(task="masked-lm", compute="fp32")
+    source = resolve_model("FacebookAI/xlm-roberta-base", allow_network=False)
+    model = build(load_config(source.config, options), options)
+    holding = [
+        module
+        for module in model.modules()
+        if next(module.parameters(), None) is not None
+        and not isinstance(module, torch.nn.ModuleList)
+    ]
+    work = stored("FacebookAI/xlm-roberta-base")
+    # The head's decoder has no parameter but the embedding's and the head's own bias.
+    assert sum(held.modules for held in work.modules) == len(holding) - 1
+    assert sum(len(held.shapes) for held in work.modules) == len(list(model.parameters()))
 
 
 def test_stored_work_is_built_without_torch() -> None:

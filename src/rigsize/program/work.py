@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Kernel", "Work", "WorkSegment"]
+__all__ = ["Kernel", "Modules", "Work", "WorkSegment"]
 
 
 class Kernel(NamedTuple):
@@ -44,6 +44,19 @@ class WorkSegment(NamedTuple):
     """Operators that the host dispatches here, views included."""
 
 
+class Modules(NamedTuple):
+    """What Python sees of one layer: DeepSpeed hangs its hooks on it."""
+
+    modules: int
+    """That hold parameters, themselves or inside; lists of modules are none. The root is one of
+    layer 0. Modules without parameters of their own (activations, dropout, a tied head) are not
+    known."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of each parameter."""
+    trained: tuple[tuple[int, ...], ...]
+    """Of those that are trained."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """One micro-step (training) or one pass (inference) of one device's whole model."""
@@ -60,6 +73,8 @@ class Work:
     training: bool
     point: Mapping[str, int]
     """The sizes, {B, S, ...}."""
+    modules: tuple[Modules, ...] = ()
+    """By layer like `parameters`; empty where nobody asks for hooks."""
     published_bytes: int | None = None
     """Of the checkpoint's file, whatever dtype the run has; None where nobody knows."""
     published_note: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple
@@ -17,9 +17,9 @@ from rigsize.program.environment import Environment, environment_of
 from rigsize.program.four_bit_work import OP, product_kernels
 from rigsize.program.lower import attention_kernel, node_of
 from rigsize.program.tiling import tile
-from rigsize.program.work import Kernel, Work, WorkSegment
+from rigsize.program.work import Kernel, Modules, Work, WorkSegment
 from rigsize.spec import Strategy, Workload
-from rigsize.trace.profile import DISPATCHES, KERNEL, Event, Profile, TraceKey
+from rigsize.trace.profile import DISPATCHES, KERNEL, Event, Profile, Tensor, TraceKey
 from rigsize.trace.sizes import evaluate, monomials_at
 from rigsize.trace.store import find_work
 
@@ -145,6 +145,7 @@ def build_work(
         weight_bytes=held.num_bytes,
         training=profile.key.use == "training",
         point=dict(point),
+        modules=held.modules,
     )
 
 
@@ -205,12 +206,14 @@ class Weights(NamedTuple):
     """As they are stored; a scale's with its weight."""
     tensors: int
     """That are trained, of all layers."""
+    modules: tuple[Modules, ...] = ()
 
 
 def weights_of(profile: Profile) -> Weights:
     """What does not depend on the sizes: asked of one profile at many of them, counted once."""
     layers = len(profile.full_layers()) + 1
     elements, trainable, num_bytes = ([0] * layers for _ in range(3))
+    named: list[dict[str, Tensor]] = [{} for _ in range(layers)]
     tensors = 0
     for name, tensor, layer in profile.full_tensors():
         tensors += tensor.trainable
@@ -221,4 +224,28 @@ def weights_of(profile: Profile) -> Weights:
             count = prod(tensor.shape)
             elements[layer] += count
             trainable[layer] += count if tensor.trainable else 0
-    return Weights(tuple(elements), tuple(trainable), tuple(num_bytes), tensors)
+            named[layer][name] = tensor
+    return Weights(
+        tuple(elements), tuple(trainable), tuple(num_bytes), tensors, tuple(_modules(named))
+    )
+
+
+def _modules(named: Sequence[Mapping[str, Tensor]]) -> Iterator[Modules]:
+    """Of each layer; a module that reaches into several of them is one of layer 0."""
+    paths = [{path for name in tensors for path in _owners(name)} for tensors in named]
+    layers_of = Counter(path for found in paths for path in found)
+    outside = paths[0] | {path for path, layers in layers_of.items() if layers > 1}
+    for layer, (tensors, found) in enumerate(zip(named, paths, strict=True)):
+        yield Modules(
+            modules=len(found - outside) if layer else 1 + len(outside),
+            shapes=tuple(tensor.shape for tensor in tensors.values()),
+            trained=tuple(tensor.shape for tensor in tensors.values() if tensor.trainable),
+        )
+
+
+def _owners(name: str) -> Iterator[str]:
+    """The modules that a parameter's name leads through, the root and lists left out."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        if not parts[end].isdigit():
+            yield ".".join(parts[:end])

@@ -17,7 +17,9 @@ from rigsize.program.ddp import BUCKET_BYTES, FIRST_BUCKET_BYTES
 from rigsize.program.work import Work
 from rigsize.spec import Strategy
 from rigsize.spec.strategy import FSDPS, SHARDS_WEIGHTS
+from rigsize.steptime.hooks import add_hooks
 from rigsize.steptime.links import Links
+from rigsize.steptime.memory_bound import memory_bound
 from rigsize.steptime.prices import Priced, Pricer
 from rigsize.steptime.rows import Row
 from rigsize.steptime.update import gradient_bytes, update_rows
@@ -50,7 +52,8 @@ def schedule(
     if not work.training:
         rows = _rows(priced)
         if strategy.parallel in SHARDS_WEIGHTS:
-            _gathers(rows, work, strategy, links)
+            _gathers(rows, work, strategy, links, pricer)
+        add_hooks(rows, work, strategy, links.mesh.shard, _places(work), closes=True)
         return Schedule(first=(), middle=(), last=tuple(rows), update=(), micro_steps=1)
     steps = strategy.accumulation
     made = _MicroSteps(work, strategy, pricer, links, priced, saved_bytes)
@@ -85,14 +88,21 @@ def _places(work: Work) -> tuple[dict[int, int], dict[int, int], dict[int, int]]
     return forward, backward, ends
 
 
-def _gathers(rows: list[Row], work: Work, strategy: Strategy, links: Links) -> None:
-    """Each layer before its forward pass, and before its backward pass where it was let go."""
+def _gathers(rows: list[Row], work: Work, strategy: Strategy, links: Links, pricer: Pricer) -> None:
+    """Each layer before its forward pass, and before its backward pass where it was let go.
+
+    DeepSpeed copies each parameter out of what arrived (`AllGatherCoalescedHandle.wait`), on the
+    stream of the gather.
+    """
+    copies = strategy.parallel == "zero3" and links.mesh.shard > 1
     forward, backward, _ = _places(work)
     fetches = strategy.offload in ("cpu", "cpu-params")
     wide = strategy.policy.compute == "amp"
     for layer, num_bytes in enumerate(work.weight_bytes):
         again = strategy.reshard_after_forward and layer > 0
         seconds = links.within_copy("all_gather", num_bytes)
+        if copies:
+            seconds += memory_bound(pricer.gpu, 2 * num_bytes, "copy").seconds
         # FSDP2's mixed precision keeps the shards in fp32.
         stored = _FP32_BYTES * work.parameters[layer] if wide else num_bytes
         shard_bytes = stored / links.mesh.shard
@@ -131,7 +141,8 @@ class _MicroSteps:
         self.work, self.strategy, self.pricer, self.links = work, strategy, pricer, links
         self.priced = priced
         self.saved_bytes = saved_bytes
-        self.ends = _places(work)[2]
+        self.places = _places(work)
+        self.ends = self.places[2]
         self.gradient = gradient_bytes(strategy)
 
     def rows(self, *, adds: bool, closes: bool) -> tuple[Row, ...]:
@@ -143,12 +154,14 @@ class _MicroSteps:
         if self.strategy.offload == "activations":
             self._save(rows)
         if parallel in SHARDS_WEIGHTS:
-            _gathers(rows, self.work, self.strategy, self.links)
+            _gathers(rows, self.work, self.strategy, self.links, self.pricer)
             self._reduce_layers(rows, adds=adds)
         elif parallel == "ddp" and closes:
             self._reduce_buckets(rows)
         elif parallel == "zero2" or (parallel == "zero1" and closes):
             self._reduce_at_end(rows, closes=closes)
+        shard = self.links.mesh.shard
+        add_hooks(rows, self.work, self.strategy, shard, self.places, closes=closes)
         return tuple(rows)
 
     @property

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from rigsize.program.work import Work
 from rigsize.spec import Cluster, Strategy
+from rigsize.spec.zero import ZEROS
 from rigsize.steptime.calibration import Calibration
 from rigsize.steptime.constants import (
     DISPATCH_S,
@@ -346,10 +347,10 @@ def _assumptions(
             f"{KERNEL_LAUNCH_S.value.mid * 1e6:g} us of the host a launch and"
             f" {DISPATCH_S.value.mid * 1e6:g} us an operator; `rigsize calibrate` measures yours"
         )
-    if strategy.parallel == "zero3":
+    if strategy.parallel in ZEROS:
         lines.append(
-            "DeepSpeed's hooks around every module are not counted: published steps of small"
-            " micro-batches took up to 2.7 times as long"
+            "DeepSpeed's hooks as timed on a CPU, scaled by the host's time of an operator; modules"
+            " without parameters and the optimizer's own Python are not counted"
         )
     if strategy.compile:
         lines.append("torch.compile leaves half the traffic between products, not measured")
