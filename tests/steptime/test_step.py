@@ -206,7 +206,12 @@ def test_a_calibration_speaks_for_its_device_alone() -> None:
     ("strategy", "gpu", "why"),
     [
         (PLAIN, "cpu", "no time model"),
-        (replace(PLAIN, optimizer="muon"), "A100-80GB-SXM", "shapes"),
+        (replace(PLAIN, optimizer="muon"), "A100-80GB-SXM", "no matrix inside the layers"),
+        (
+            replace(PLAIN, optimizer="muon", offload="optimizer"),
+            "A100-80GB-SXM",
+            "products on the host",
+        ),
         (replace(PLAIN, offload="activations"), "A100-80GB-SXM", "saved bytes"),
     ],
 )

@@ -36,7 +36,7 @@ def test_bytes_a_parameter(settings: dict[str, str], by_hand: float) -> None:
     assert found == pytest.approx(by_hand, rel=3e-3)
 
 
-def test_muon_is_refused() -> None:
+def test_muon_has_no_bytes_that_are_alike_for_all() -> None:
     with pytest.raises(UnsupportedCombination, match="muon"):
         moved_bytes_per_param(Strategy(optimizer="muon"))
 

@@ -180,6 +180,12 @@ class Pricer:
         self._count(kernel, part, time)
         return time.seconds * launches
 
+    def counted(self, kernel: Kernel) -> tuple[str, float]:
+        """The part of a kernel that no trace shows, and the seconds of all its launches."""
+        part, time = self.kernel(kernel)
+        self._count(kernel, part, time)
+        return part, time.seconds * kernel.launches
+
     def _count(self, kernel: Kernel, part: str, time: KernelTime, times: int = 1) -> None:
         seconds = time.seconds * kernel.launches * times
         spread = self.spreads.setdefault(part, Spread())

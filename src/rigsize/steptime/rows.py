@@ -21,6 +21,10 @@ class Row:
     host_step_s: float = 0.0
     waits: bool = False
 
+    def add(self, part: str, seconds: float) -> None:
+        """More compute of one part."""
+        self.busy_s[part] = self.busy_s.get(part, 0.0) + seconds
+
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for rows that take the same of every stream."""

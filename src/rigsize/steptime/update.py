@@ -6,7 +6,9 @@ over them is assumed in `constants`, AdamW's fused step being one pass.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 from rigsize.errors import UnsupportedCombination
@@ -24,6 +26,7 @@ from rigsize.steptime.constants import (
     RMSPROP_KERNELS,
 )
 from rigsize.steptime.links import Links
+from rigsize.steptime.muon import matrices_of, muon_row
 from rigsize.steptime.prices import OPTIMIZER, Pricer
 from rigsize.steptime.rows import Row
 
@@ -125,7 +128,7 @@ def _way(optimizer: str) -> _Way:
         raise UnsupportedCombination(
             "optim",
             optimizer,
-            "its step multiplies matrices whose shapes no time model knows",
+            "no time model goes over all parameters alike",
             allowed=tuple(_WAYS),
             nearest="adamw-fused",
         )
@@ -142,10 +145,17 @@ def update_rows(work: Work, strategy: Strategy, pricer: Pricer, links: Links) ->
     rows: list[Row] = []
     on_host = strategy.offload in ("cpu", "optimizer")
     if on_host:
+        if strategy.optimizer == "muon":
+            raise UnsupportedCombination(
+                "optim", "muon", "no time model of its products on the host"
+            )
         rows += _host_rows(strategy, links, share)
     else:
         rows += _clip_rows(work, strategy, pricer, links, share)
-        rows.append(_step_row(work, strategy, pricer, share))
+        if strategy.optimizer == "muon":
+            rows += _muon_rows(work, strategy, pricer)
+        else:
+            rows.append(_step_row(strategy, pricer, share, work.tensors))
     if strategy.parallel in ("zero1", "zero2"):
         weights = numel * (gradient_bytes(strategy))
         gather = links.within_copy("all_gather", weights)
@@ -191,9 +201,21 @@ def _clip_rows(
     ]
 
 
-def _step_row(work: Work, strategy: Strategy, pricer: Pricer, share: float) -> Row:
+def _muon_rows(work: Work, strategy: Strategy, pricer: Pricer) -> list[Row]:
+    """Whole matrices on every rank, then fused AdamW on all else."""
+    weight, master = trained_weight_bytes(strategy), strategy.policy.master_bytes
+    written_back = weight if master and weight != master else 0
+    row = muon_row(work, pricer, (master or weight, gradient_bytes(strategy), written_back))
+    matrices = matrices_of(work)
+    rest = sum(work.trainable) - sum(prod(shape) * n for shape, n in matrices.items())
+    tensors = work.tensors - matrices.total()
+    others = replace(strategy, optimizer="adamw-fused")
+    return [row, _step_row(others, pricer, rest, tensors)] if rest else [row]
+
+
+def _step_row(strategy: Strategy, pricer: Pricer, share: float, tensors: int) -> Row:
     way = _way(strategy.optimizer)
-    tensors = 1 if strategy.parallel in ZEROS else work.tensors
+    tensors = 1 if strategy.parallel in ZEROS else tensors
     calls = _launches(way, tensors, share)
     moved = moved_bytes_per_param(strategy) * share
     seconds = pricer.moved(OPTIMIZER, moved, "optimizer", calls)
