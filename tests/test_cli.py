@@ -700,6 +700,12 @@ def spec(tmp_path: Path, text: str) -> tuple[str, str]:
     return "--spec", str(file)
 
 
+def test_a_spec_file_of_windows(tmp_path: Path, answering: Ran) -> None:
+    text = '\ufeffmodel = "xlm-roberta-base"\r\nbatch_size = 4\r\ngpus = "L4"\r\n'
+    code, out, _ = answering("estimate", *spec(tmp_path, text), "--json")
+    assert (code, json.loads(out)["plan"]["micro_batch"]) == (0, 4)
+
+
 def test_a_spec_file(tmp_path: Path, answering: Ran) -> None:
     text = 'model = "xlm-roberta-base"\nbatch-size = 4\npadding_in_batch = false\ngpus = "L4"\n'
     code, out, _ = answering("estimate", *spec(tmp_path, text), "--batch-size", "5", "--json")

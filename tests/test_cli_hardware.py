@@ -114,6 +114,7 @@ def test_nothing_found_says_what_is_nearest(ran: Ran) -> None:
         (("--count", "0"), "not a number from 1"),
         (("--count", "two"), "not a number"),
         (("--max-price", "-1"), "not a number from 0"),
+        (("--region", " "), "region: no name"),
         (("--max-price", "nan"), "not a number from 0"),
         (("--limit", "x"), "not a number"),
         (("--gpu", "A1000"), "did you mean"),

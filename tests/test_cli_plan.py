@@ -234,6 +234,7 @@ def test_the_host_is_what_does_not_fit(ran: Ran) -> None:
     ("wishes", "why"),
     [
         (("--gpu", "TPU-v4"), "nothing is planned on TPU-v4: trains through torch_xla"),
+        (("--gpu", "cpu"), "nothing is planned on cpu: its hours are not known"),
         (("--gpu", "K80"), "nothing is planned on K80: PyTorch on it: no (dropped with CUDA 12)"),
         (("--gpu", "T4", "--provider", "lambda"), "lambda offers no T4; "),
         (
@@ -330,6 +331,8 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
         ((*TEXTS, "--max-hours", "soon"), "max-hours"),
         ((*TEXTS, "--max-gpus", "0"), "max-gpus"),
         ((*TEXTS, "--offers", "nowhere.csv"), "offers"),
+        ((*TEXTS, "--gpu", "L4:8"), "gpu"),
+        ((*TEXTS, "--region", ""), "region"),
         ((*TEXTS, "--max-length", "auto"), "max-length"),
         ((*TEXTS, "--max-length", "100000"), "max-length"),
         ((*TEXTS, "--headroom", "100%"), "headroom"),

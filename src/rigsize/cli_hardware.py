@@ -167,14 +167,16 @@ def _wanted(given: Given) -> tuple[Wanted, tuple[str, ...]]:
         count = asked if count is None else count
         if len(rows) > 1:
             notes = (f"{gpu} covers {', '.join(row.id for row in rows)}",)
-    provider = _text(given, "provider")
+    provider, region = _text(given, "provider"), _text(given, "region")
+    if region is not None and not region.strip():
+        raise SpecError("region", region, "no name")
     wanted = Wanted(
         accelerators=rows,
         provider=None if provider is None else provider.casefold(),
         gpu_count=None if count is None else int(count),
         max_usd_per_hour=_number(given, "max_price", float, 0),
         spot=bool(given.get("spot")),
-        region=_text(given, "region"),
+        region=region,
         fractional=bool(given.get("fractional")),
     )
     return wanted, notes

@@ -22,6 +22,7 @@ from rigsize.spec.workload import MAX_BATCH
 from rigsize.units import parse_bytes
 
 if TYPE_CHECKING:
+    from rigsize.hardware import Accelerator
     from rigsize.plan.candidates import Job
     from rigsize.plan.records import Limits
 
@@ -66,7 +67,7 @@ def plan_verb(given: Given) -> int:
     micro = _micro_batch(settings, base, total, limits)
     own = own_asked(settings, today)
     catalogue = catalogue_asked(settings, limits, today, own)
-    gpu = settings.text("gpu")
+    cards = _cards(settings)
     for line in settings.warnings:
         say(f"warning: {line}")
     with waiting(f"planning {base.source.name}; what is not stored of it is traced once"):
@@ -76,7 +77,7 @@ def plan_verb(given: Given) -> int:
                 jobs=jobs,
                 global_batch=total,
                 micro_batch=micro,
-                accelerators=None if gpu is None else rows_of(gpu)[0],
+                accelerators=cards,
                 own=own,
                 scale=settings.switch("scaling"),
             ),
@@ -224,17 +225,31 @@ def _limits(settings: Settings) -> Limits:
     if most is not None:
         integer("max-gpus", most, 1, MOST_GLOBAL_BATCH)
     num_bytes, share = _headroom(settings.text("headroom"))
-    provider = settings.text("provider")
+    provider, region = settings.text("provider"), settings.text("region")
+    if region is not None and not region.strip():
+        raise SpecError("region", region, "no name")
     return Limits(
         max_price_usd=_positive(settings, "max-price"),
         max_hours=_positive(settings, "max-hours"),
         max_gpus=MOST_GPUS if most is None else most,
         provider=None if provider is None else provider.casefold(),
-        region=settings.text("region"),
+        region=region,
         spot=settings.switch("spot"),
         headroom_bytes=num_bytes,
         headroom_share=share,
     )
+
+
+def _cards(settings: Settings) -> tuple[Accelerator, ...] | None:
+    """The rows of `--gpu`, which names no number of them; None for all cards."""
+    gpu = settings.text("gpu")
+    if gpu is None:
+        return None
+    rows, count = rows_of(gpu)
+    if count is not None:
+        hint = "--max-gpus N bounds it, --own NAME:N is of one's own"
+        raise UnsupportedCombination("gpu", gpu, "the plan finds how many", hint=hint)
+    return rows
 
 
 def _positive(settings: Settings, name: str) -> float | None:

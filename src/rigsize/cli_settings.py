@@ -114,7 +114,7 @@ def _toml(file: Path) -> Mapping[str, Any]:
             raise SpecError("spec", str(file), "no such file")
         if file.stat().st_size > _LARGEST_SPEC_BYTES:
             raise SpecError("spec", str(file), "too large", allowed=("up to 1 MiB",))
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, SpecError):
             raise

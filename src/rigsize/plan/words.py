@@ -118,6 +118,8 @@ def nowhere_in_words(
             why = target_of(first).words
             if target_of(first).answered:
                 why = f"PyTorch on it: {first.pytorch_support}"
+            if first.is_cpu:
+                why = "its hours are not known"
             return f"nothing is planned on {names}: {why}"
         offers = [offer for offer in offers if offer.accelerator in accelerators]
         if not offers:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import TYPE_CHECKING
 
+from rigsize.hardware.offers import STALE_DAYS
 from rigsize.plan.records import Chosen, Confirmation, Plan
 from rigsize.plan.words import bound_in_words, describe_place, describe_way, hours_in_words
 from rigsize.report.answer import Answer
@@ -202,4 +203,7 @@ def _prices(answer: PlanAnswer) -> Iterator[str]:
     stale = [o for o in offers.values() if o.usd_per_hour(spot) and o.is_stale(answer.today)]
     if stale:
         are = "is" if len(stale) == 1 else "are"
-        yield f"! warning: {plural(len(stale), 'price')} {are} old: `rigsize offers refresh`"
+        yield (
+            f"! warning: {plural(len(stale), 'price')} {are} undated or more than {STALE_DAYS} days"
+            " old: `rigsize offers refresh`, or a newer --offers FILE"
+        )
