@@ -111,13 +111,14 @@ class Besides:
         However weights and states are spread, every node learns of what all others trained: of
         gradients, or of its part of them and then of the weights.
         """
-        key = cluster.accelerator, ways[0], len(ways)
+        card = cluster.accelerator
+        key = self.works.traces.like(card), ways[0], len(ways)
         if key not in self._exchanged:
-            self._exchanged[key] = {self._least_exchanged(way, key[0]) for way in ways}
+            self._exchanged[key] = {self._least_exchanged(way, card) for way in ways}
         nodes, rate = cluster.nodes, cluster.network_bytes_per_s
         return min(
             sum(
-                collective(key[0], op, size, nodes, nodes=nodes, network_bytes_per_s=rate).seconds
+                collective(card, op, size, nodes, nodes=nodes, network_bytes_per_s=rate).seconds
                 for op, size in exchanged
             )
             for exchanged in self._exchanged[key]

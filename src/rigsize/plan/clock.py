@@ -91,7 +91,7 @@ class PipelineClock:
 
     def _hours(self, seconds: float, ways: Ways, cluster: Cluster) -> float:
         """With what is beside the steps of any of the ways: checkpoints, and what is fixed."""
-        card = cluster.accelerator
+        card = self.works.traces.like(cluster.accelerator)
         key = card, ways[0], len(ways)
         least = self._least_s.get(key)
         if least is None:
@@ -104,7 +104,7 @@ class PipelineClock:
 
     def _beside_steps_s(self, way: Way, card: Accelerator) -> tuple[float, float]:
         """Start-up, download and the like, whatever the cluster; a checkpoint of one machine."""
-        key = way, self.works.traces.like(card)
+        key = way, card
         found = self._beside_s.get(key)
         if found is None:
             found, work = (0.0, 0.0), self.floors.besides.work(way, card)

@@ -105,10 +105,8 @@ class PipelineJudge:
     def left_out(self, place: Place) -> dict[str, int]:
         """Candidates there that cannot be, by kind: dtype_missing, not_traced, no_time."""
         _, without = self._sorted(place)
-        return {
-            kind: sum(len(self._all_batches(place.cluster.devices)) for way in ways)
-            for kind, ways in without.items()
-        }
+        batches = len(self._all_batches(place.cluster.devices)) if without else 0
+        return {kind: batches * len(ways) for kind, ways in without.items()}
 
     def _sorted(self, place: Place) -> tuple[list[Way], dict[str, list[Way]]]:
         cluster = place.cluster

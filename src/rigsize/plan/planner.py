@@ -174,6 +174,8 @@ def _without_collector() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # to the old ones with all that was made, without a look at each of them
+        gc.unfreeze()
         if running:
             gc.enable()
 

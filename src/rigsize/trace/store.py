@@ -15,6 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,6 +168,7 @@ def cache_folder() -> Path:
     return base / "rigsize" / "profiles" / f"{__version__}-{installed}"
 
 
+@lru_cache
 def _minor(package: str) -> str:
     try:
         return ".".join(metadata.version(package).split(".")[:2])
