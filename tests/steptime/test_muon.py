@@ -17,6 +17,7 @@ from rigsize.steptime.muon import (
     muon_traffic_bytes,
 )
 from rigsize.steptime.prices import Pricer
+from rigsize.steptime.run_lines import checkpoint_bytes
 
 A100 = find_accelerator("A100-80GB-SXM")
 MATRICES = ((1024, 1024),) * 4 + ((4096, 1024), (1024, 4096))
@@ -69,6 +70,14 @@ def test_a_step_takes_longer_than_adamws_and_hardly_depends_on_the_batch() -> No
     )
     assert muon.update_s > 2 * adamw.update_s
     assert muon.micro_s == pytest.approx(adamw.micro_s)
+
+
+def test_a_checkpoint_keeps_one_state_of_a_matrix_and_two_of_all_else() -> None:
+    # bf16 weights and states: 2 bytes of each weight, 2 of each matrix element, 4 of the rest.
+    matrices = 2 * (4 * 1024**2 + 2 * 4 * 1024**2)
+    rest = sum(WORK.trainable) - matrices
+    by_hand = sum(WORK.weight_bytes) + 2 * matrices + 4 * rest
+    assert checkpoint_bytes(WORK, MUON) == pytest.approx(by_hand, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from rigsize.spec.optimizers import no_matrix_for_muon
 from rigsize.steptime.prices import OPTIMIZER, Pricer
 from rigsize.steptime.rows import Row
 
-__all__ = ["matrices_of", "muon_kernels", "muon_row", "muon_traffic_bytes"]
+__all__ = ["matrices_of", "matrix_elements", "muon_kernels", "muon_row", "muon_traffic_bytes"]
 
 _HALF_BYTES = 2
 _ADDMMS = 2
@@ -39,6 +39,11 @@ def matrices_of(work: Work) -> Counter[tuple[int, ...]]:
     if not found:
         raise no_matrix_for_muon()
     return found
+
+
+def matrix_elements(work: Work) -> int:
+    """Of all of them."""
+    return sum(prod(shape) * count for shape, count in matrices_of(work).items())
 
 
 def muon_kernels(shape: tuple[int, ...], matrices: int) -> tuple[Kernel, ...]:

@@ -20,6 +20,7 @@ from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.steptime.calibration import Calibration
 from rigsize.steptime.constants import Span
 from rigsize.steptime.intervals import scaled, total_of
+from rigsize.steptime.muon import matrix_elements
 from rigsize.steptime.rates import Rates
 from rigsize.steptime.run_constants import (
     COLLATE_TOKENS_PER_S,
@@ -366,7 +367,11 @@ def checkpoint_bytes(work: Work, strategy: Strategy) -> int:
     if strategy.method != "full":
         # The frozen base is read from where it came from (train.checkpoint_states).
         weights = trained * trained_weight_bytes(strategy)
-    return weights + round(_kept_bytes(strategy) * trained)
+    kept = _kept_bytes(strategy) * trained
+    if strategy.optimizer == "muon":
+        # Of a matrix it keeps the momentum alone, one state instead of AdamW's two.
+        kept -= states_per_param(strategy) / 2 * matrix_elements(work)
+    return weights + round(kept)
 
 
 def _weight_bytes(work: Work, strategy: Strategy) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from math import prod
 from typing import NamedTuple
 
 from rigsize.errors import UnsupportedCombination
@@ -26,7 +25,7 @@ from rigsize.steptime.constants import (
     RMSPROP_KERNELS,
 )
 from rigsize.steptime.links import Links
-from rigsize.steptime.muon import matrices_of, muon_row
+from rigsize.steptime.muon import matrices_of, matrix_elements, muon_row
 from rigsize.steptime.prices import OPTIMIZER, Pricer
 from rigsize.steptime.rows import Row
 
@@ -206,9 +205,8 @@ def _muon_rows(work: Work, strategy: Strategy, pricer: Pricer) -> list[Row]:
     weight, master = trained_weight_bytes(strategy), strategy.policy.master_bytes
     written_back = weight if master and weight != master else 0
     row = muon_row(work, pricer, (master or weight, gradient_bytes(strategy), written_back))
-    matrices = matrices_of(work)
-    rest = sum(work.trainable) - sum(prod(shape) * n for shape, n in matrices.items())
-    tensors = work.tensors - matrices.total()
+    rest = sum(work.trainable) - matrix_elements(work)
+    tensors = work.tensors - matrices_of(work).total()
     others = replace(strategy, optimizer="adamw-fused")
     return [row, _step_row(others, pricer, rest, tensors)] if rest else [row]
 
