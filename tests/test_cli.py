@@ -67,7 +67,8 @@ OPTIONS = {
     "plan": JOB
     | set(
         "--max-price --max-hours --max-gpus --gpu --provider --region --spot --offers --own"
-        " --accelerators --host-memory --power-price --headroom --allow --scaling".split()
+        " --accelerators --host-memory --network --power-price --headroom --allow"
+        " --scaling".split()
     ),
     "emit": JOB
     | DATA

@@ -199,6 +199,47 @@ def test_own_machines_are_followed_over_their_gpus(ran: Ran) -> None:
     assert "assumed: 100 Gbit/s between nodes" in out
 
 
+SLOW = "provider,instance,gpu_name,gpu_count,on_demand_usd_h,network_gbit_s"
+
+
+def test_the_network_of_an_offer_counts(ran: Ran, tmp_path: Path) -> None:
+    """Two machines that differ in it alone have hours of their own."""
+    file = tmp_path / "labs.csv"
+    file.write_text(f"{SLOW}\nlab,fast,L4,1,9,400\nlab,slow,L4,1,0.1,1\n")
+    words = (*TEXTS, "--offers", str(file), "--provider", "lab", "--max-gpus", "2")
+    code, out, _ = ran(*words, "--parallel", "ddp", "--json")
+    assert code == 0
+    plans = json.loads(out)["plans"]
+    cheapest, fastest = (
+        next(plan for plan in plans if label in plan["labels"]) for label in ("cheapest", "fastest")
+    )
+    assert (fastest["instance"], fastest["network_bytes_per_s"]) == ("fast", 50e9)
+    assert (cheapest["instance"], cheapest["network_bytes_per_s"]) == ("slow", 0.125e9)
+    # 1.1 GB of gradients at 0.125 GB/s are 9 s a step, of which there are 391.
+    slow, fast = (plan["time"]["hours"]["p50"] for plan in (cheapest, fastest))
+    assert slow > 391 * 8 / 3600 + fast / 2
+    assert "--network 400 " in fastest["command"]
+    assert not any("100 Gbit/s" in line for line in fastest["time"]["assumptions"])
+
+
+def test_the_network_of_own_machines(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    own = (*TEXTS, "--own", "L4:1x2", "--parallel", "ddp", "--scaling")
+    hours = {}
+    for rate in ("1", "400"):
+        code, out, _ = ran(*own, "--network", rate, "--json")
+        assert code == 0
+        document = json.loads(out)
+        assert document["scaling"][-1]["network_known"] is True
+        hours[rate] = document["scaling"][-1]["hours"]
+    assert hours["1"] > hours["400"]
+    assert "100 Gbit/s between nodes" not in ran(*own, "--network", "400")[1]
+    # The command asks `estimate` for the same hours.
+    fastest = next(plan for plan in document["plans"] if "fastest" in plan["labels"])
+    assert run([*shlex.split(fastest["command"])[1:], "--time", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["time"]["step_s"]["p50"] == pytest.approx(fastest["time"]["step_s"]["p50"])
+
+
 def test_nothing_fits(ran: Ran) -> None:
     own = ("--own", "L4:1", "--headroom", "75%")
     code, out, _ = ran(*TEXTS, *own, "--json")
@@ -346,6 +387,8 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
         ((*TEXTS, "--own", "L4:2", "--spot"), "spot"),
         ((*TEXTS, "--own", "L4:2", "--max-price", "10"), "max-price"),
         ((*TEXTS, "--power-price", "0.3"), "power-price"),
+        ((*TEXTS, "--network", "400"), "network"),
+        ((*TEXTS, "--own", "L4:1x2", "--network", "-1"), "network"),
         ((*TEXTS, "--own", "L4:2", "--power-price", "-1"), "power-price"),
         ((*TEXTS, "--own", "L4:2", "--power-price", "nan"), "power-price"),
         ((*TEXTS, "--own", "TPU-v4:4"), "own"),

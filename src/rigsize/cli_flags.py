@@ -292,6 +292,7 @@ VERBS: dict[str, tuple[Flag, ...]] = {
         _switch("spot", "Spot prices, and only offers that have one."),
         _flag("offers", "FILE", "Own machines and prices, a CSV file as of `rigsize offers`."),
         _flag("own", "NAME:N[xM]", "Machines one has: H100:8x2; no offers then."),
+        _flag("network", "GBIT", "Gbit/s that each of one's own machines sends; 100 assumed."),
         _flag("power-price", "USD", "Of a kilowatt-hour: own machines cost their cards' energy."),
         _flag("host-memory", "SIZE", "Memory of each of one's own machines: 512GiB."),
         _flag("headroom", "SIZE|%", "Memory of each card to leave free: 2GiB or 10%."),

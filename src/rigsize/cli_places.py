@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rigsize.cli_common import say
 from rigsize.cli_hardware import check_provider
 from rigsize.cli_settings import Settings, amount
-from rigsize.cli_target import host_memory_asked
+from rigsize.cli_target import host_memory_asked, network_asked
 from rigsize.errors import UnsupportedCombination
 from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.hardware.offers import Catalogue, Offer, load_catalogue
@@ -17,7 +17,7 @@ from rigsize.hardware.targets import target_of
 from rigsize.money import power_usd_per_hour
 from rigsize.spec import Cluster
 from rigsize.steptime.run_constants import POWER_SHARE
-from rigsize.units import GIB
+from rigsize.units import GIB, GIGABIT_BYTES
 
 if TYPE_CHECKING:
     from rigsize.plan.planner import Own
@@ -36,6 +36,7 @@ _OF_OFFERS = {
 """What asks for offers, of which none is searched beside --own."""
 _OF_OWN = {
     "host-memory": "is of one's own machines; an offer has its own",
+    "network": "is of one's own machines; `--offers FILE` has a column for it",
     "power-price": "is of one's own machines; an offer's price has its power in it",
 }
 
@@ -71,7 +72,7 @@ def own_asked(settings: Settings, today: date) -> Own | None:
     host = host_memory_asked(settings)
     if gpus.assumed_note:
         settings.assumed.append(gpus.assumed_note)
-    row = gpus.accelerator
+    row, network = gpus.accelerator, network_asked(settings)
     products = max(1, gpus.per_node // row.devices)
     kwh = amount(settings, "power-price")
     price = _energy_price(row, products * row.devices, kwh)
@@ -90,6 +91,7 @@ def own_asked(settings: Settings, today: date) -> Own | None:
         status="current",
         source=_energy_in_words(kwh) if price else "--own",
         note="",
+        network_gbit_per_s=None if network is None else network / GIGABIT_BYTES,
     )
     return Own(machine=machine, per_node=gpus.per_node, nodes=gpus.nodes)
 

@@ -13,6 +13,7 @@ def curve(*rows: tuple[int, float]) -> list[ScalingPoint]:
             machine="made box: 1 L4",
             nodes=gpus,
             gpus=gpus,
+            network_known=False,
             how="lean",
             batch="1 x 1",
             hours=hours,

@@ -29,6 +29,8 @@ class ScalingPoint:
     machine: str
     nodes: int
     gpus: int
+    network_known: bool
+    """Between its nodes; else 100 Gbit/s are assumed."""
     how: str
     batch: str
     hours: float
@@ -67,6 +69,7 @@ def _point(chosen: Chosen, first: ScalingPoint | None, clock: PipelineClock) -> 
         machine=describe_place(candidate.place) if first is None else first.machine,
         nodes=cluster.nodes,
         gpus=cluster.devices,
+        network_known=cluster.network_bytes_per_s is not None,
         how=describe_way(candidate.way),
         batch=f"{candidate.micro_batch} x {candidate.accumulation}",
         hours=score.hours,

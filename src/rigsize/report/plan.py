@@ -80,7 +80,7 @@ def _assumed(answer: PlanAnswer) -> Iterator[str]:
     yield from answer.assumed
     for chosen in with_a_name(answer):
         yield from () if chosen.run is None else chosen.run.assumptions
-    if any(point.nodes > 1 for point in answer.plan.scaling):
+    if any(point.nodes > 1 and not point.network_known for point in answer.plan.scaling):
         yield NETWORK
 
 

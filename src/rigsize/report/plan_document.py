@@ -11,9 +11,16 @@ from rigsize.plan.records import Chosen
 from rigsize.plan.words import bound_in_words
 from rigsize.report.document import edit_document, memory_document, unknown
 from rigsize.report.host import host_document
-from rigsize.report.plan_answer import NO_TIME, PlanAnswer, command, notes_of_named
+from rigsize.report.plan_answer import (
+    NETWORK,
+    NO_TIME,
+    PlanAnswer,
+    command,
+    notes_of_named,
+)
 from rigsize.report.time_document import cost_document, intervals, time_document
 from rigsize.report.timed import Timed
+from rigsize.spec import Cluster
 
 __all__ = ["plan_document"]
 
@@ -68,6 +75,7 @@ def _chosen(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
         "gpus": cluster.devices,
         "per_node": cluster.per_node,
         "nodes": cluster.nodes,
+        **_network(cluster),
         "recipe": way.recipe,
         "changes": way.label,
         "workload": asdict(way.workload),
@@ -83,6 +91,14 @@ def _chosen(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
         "command": command(chosen, answer.workload),
         "emit_command": f"{command(chosen, answer.workload, 'emit')} --out launch",
     }
+
+
+def _network(cluster: Cluster) -> dict[str, Any]:
+    if cluster.nodes == 1:
+        return unknown("network_bytes_per_s", "one machine")
+    if cluster.network_bytes_per_s is None:
+        return unknown("network_bytes_per_s", f"the offer does not say; assumed: {NETWORK}")
+    return {"network_bytes_per_s": cluster.network_bytes_per_s}
 
 
 def _memory(chosen: Chosen) -> dict[str, Any]:
