@@ -65,6 +65,8 @@ OPTIONS = {
     "records": {"--out", "--json"},
     "calibrate": {"--device", "--quick", "--out", "--json"},
     "plan": JOB
+    | DATA
+    | {"--histogram"}
     | set(
         "--max-price --max-hours --max-gpus --gpu --provider --region --spot --offers --own"
         " --accelerators --host-memory --network --power-price --headroom --allow"

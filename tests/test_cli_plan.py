@@ -240,6 +240,50 @@ def test_the_network_of_own_machines(ran: Ran, capsys: pytest.CaptureFixture[str
     assert again["time"]["step_s"]["p50"] == pytest.approx(fastest["time"]["step_s"]["p50"])
 
 
+@pytest.fixture
+def histogram(tmp_path: Path) -> Path:
+    """10,000 texts of 20 tokens on average, the longest of 97."""
+    path = tmp_path / "lengths.json"
+    path.write_text("[[8, 4000], [16, 3000], [41, 2900], [97, 100]]")
+    return path
+
+
+def test_lengths_of_texts_count(
+    ran: Ran, histogram: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("--own", "L4:2")
+    code, out, _ = ran(*own, "--histogram", str(histogram), "--json")
+    assert code == 0
+    document = json.loads(out)
+    # 4,000 x 8 + 3,000 x 16 + 2,900 x 41 + 100 x 97 = 208,600 tokens in 10,000 texts.
+    assert document["texts"] == {"mean_tokens": 20.86, "longest_tokens": 97}
+    assert document["workload"]["examples"] == 10_000
+    full = json.loads(ran("--examples", "10000", *own, "--json")[1])
+    fastest, slower = (
+        next(plan for plan in found["plans"] if "fastest" in plan["labels"])
+        for found in (document, full)
+    )
+    assert fastest["time"]["hours"]["p50"] < slower["time"]["hours"]["p50"]
+    assert not any("takes max-length" in line for line in fastest["time"]["assumptions"])
+    # Its command asks `estimate` for the same bytes, of the longest texts, and the same hours.
+    assert run([*shlex.split(fastest["command"])[1:], "--time", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["memory"]["device_peak_bytes"] == fastest["memory"]["device_peak_bytes"]
+    assert again["time"]["run_hours"]["p50"] == pytest.approx(fastest["time"]["hours"]["p50"])
+    text = ran(*own, "--histogram", str(histogram))[1]
+    assert "10,000 texts of 21 tokens on average, the longest of 97" in " ".join(text.split())
+
+
+def test_padded_texts_are_only_counted(ran: Ran, histogram: Path) -> None:
+    words = ("--own", "L4:1", "--padding", "fixed", "--histogram", str(histogram))
+    code, out, _ = ran(*words, "--loss", "all", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["workload"]["examples"] == 10_000
+    assert document["texts"]["mean_tokens"] is None
+    assert "--histogram" not in document["plans"][0]["command"]
+
+
 def test_nothing_fits(ran: Ran) -> None:
     own = ("--own", "L4:1", "--headroom", "75%")
     code, out, _ = ran(*TEXTS, *own, "--json")
@@ -388,6 +432,9 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
         ((*TEXTS, "--own", "L4:2", "--max-price", "10"), "max-price"),
         ((*TEXTS, "--power-price", "0.3"), "power-price"),
         ((*TEXTS, "--network", "400"), "network"),
+        (("--histogram", "nowhere.json"), "histogram"),
+        (("--data", "nowhere.jsonl"), "data"),
+        (("--data", "d.jsonl", "--histogram", "h.json"), "histogram"),
         ((*TEXTS, "--own", "L4:1x2", "--network", "-1"), "network"),
         ((*TEXTS, "--own", "L4:2", "--power-price", "-1"), "power-price"),
         ((*TEXTS, "--own", "L4:2", "--power-price", "nan"), "power-price"),

@@ -303,6 +303,8 @@ VERBS: dict[str, tuple[Flag, ...]] = {
             " states, bf16 weights), adapters (LoRA).",
         ),
         _switch("scaling", "How hours and price grow with the number of nodes."),
+        *_DATA,
+        _HISTOGRAM,
         *_FROM,
         _JSON,
     ),

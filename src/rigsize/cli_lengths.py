@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,33 @@ from rigsize.errors import UnsupportedCombination
 if TYPE_CHECKING:
     from rigsize.texts.stats import LengthHistogram
 
-__all__ = ["lengths_asked", "with_examples"]
+__all__ = ["lengths_asked", "lengths_planned", "with_examples", "with_lengths"]
 
 
 def lengths_asked(settings: Settings, job: Job) -> LengthHistogram | None:
     """Lengths of the texts, where a file of them or of texts was given and they matter."""
     _check_flags(settings)
-    if not _lengths_matter(job):
-        return None
+    return _read(settings, job) if _lengths_matter(job) else None
+
+
+def lengths_planned(settings: Settings, jobs: Sequence[Job]) -> LengthHistogram | None:
+    """The same of jobs of the same texts, where they matter to any of them."""
+    _check_flags(settings)
+    matters = next((job for job in jobs if _lengths_matter(job)), None)
+    return None if matters is None else _read(settings, matters)
+
+
+def with_lengths(job: Job, lengths: LengthHistogram | None) -> tuple[Job, LengthHistogram | None]:
+    """The job cut to the longest of these texts, and their lengths, where they matter to it."""
+    if lengths is None or not _lengths_matter(job):
+        return job, None
+    from rigsize.batches import longest_text
+
+    longest = longest_text(lengths, job.workload)
+    return replace(job, workload=replace(job.workload, max_length=longest)), lengths.cut_to(longest)
+
+
+def _read(settings: Settings, job: Job) -> LengthHistogram | None:
     histogram = settings.text("histogram")
     if histogram is not None:
         from rigsize.texts.stats import read_histogram

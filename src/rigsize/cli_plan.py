@@ -13,6 +13,7 @@ from rigsize.cli_hardware import rows_of
 from rigsize.cli_how import MOST_GLOBAL_BATCH
 from rigsize.cli_job import Job as Parsed
 from rigsize.cli_job import parse_job
+from rigsize.cli_lengths import lengths_planned, with_examples, with_lengths
 from rigsize.cli_places import catalogue_asked, check_own, own_asked
 from rigsize.cli_settings import Settings, amount, number
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rigsize.hardware import Accelerator
     from rigsize.plan.candidates import Job
     from rigsize.plan.records import Limits
+    from rigsize.texts.stats import LengthHistogram
 
 __all__ = ["plan_verb"]
 
@@ -50,7 +52,7 @@ def plan_verb(given: Given) -> int:
     settings = settings_of("plan", given)
     check_own(settings)
     limits, today = _limits(settings), date.today()
-    base, jobs = _jobs(settings)
+    base, jobs, lengths = _jobs(settings)
     workload = base.workload
     if workload.generates:
         raise UnsupportedCombination("plan", workload.task, "generation is not planned yet")
@@ -59,7 +61,7 @@ def plan_verb(given: Given) -> int:
             "examples",
             None,
             "missing",
-            hint="--examples N texts: hours and price need their number",
+            hint="--examples N texts, --data or --histogram: hours and price need their number",
         )
     check_task(base.source.config, workload.task)
     check_lengths(base.source, workload, base.strategy)
@@ -93,6 +95,8 @@ def plan_verb(given: Given) -> int:
         today=today,
         own=None if own is None else own.machine,
         usd_per_kwh=amount(settings, "power-price"),
+        lengths=lengths,
+        texts=tuple(_texts(settings)),
         assumed=tuple(settings.assumed),
     )
     print_answer(lambda: plan_document(answer), settings.switch("json"), lambda: plan_text(answer))
@@ -102,10 +106,8 @@ def plan_verb(given: Given) -> int:
 # -- what ---------------------------------------------------------------------------------------
 
 
-def _jobs(settings: Settings) -> tuple[Parsed, list[Job]]:
-    """The question without a recipe, and each recipe that is searched."""
-    from rigsize.plan.candidates import Job
-
+def _jobs(settings: Settings) -> tuple[Parsed, list[Job], LengthHistogram | None]:
+    """The question without a recipe, each recipe that is searched, and lengths of the texts."""
     for name, instead in (("grad-accum", "--global-batch"), ("tokens-per-batch", "--batch-size")):
         if settings.text(name) is not None:
             raise UnsupportedCombination(
@@ -117,28 +119,66 @@ def _jobs(settings: Settings) -> tuple[Parsed, list[Job]]:
     if asked is not None:
         integer("global-batch", asked, 1, MOST_PLANNED_BATCH)
     plain = {k: v for k, v in settings.given.items() if k not in (*_VARIED, "recipe")}
-    fixed = {k: str(settings.given[k]) for k in _VARIED if k in settings.given}
     recipe = settings.text("recipe")
     base = _parsed(plain, None, settings if recipe is None else None)
     # A recipe may set a length: all of them are of the same texts.
     plain.setdefault("max_length", str(base.workload.max_length))
-    given_precision = settings.text("precision")
-    found = []
-    for name, label, more in _recipes(settings, recipe):
-        parsed = _parsed({**plain, **more}, name, settings if recipe is not None else None)
-        precision = parsed.strategy.precision
-        own = {"precision": precision} if given_precision or label else {}
-        found.append(
-            Job(
-                recipe=name,
-                workload=parsed.workload,
-                strategy=parsed.strategy,
-                label=label,
-                fixed={**fixed, **own},
-            )
-        )
-    settings.assumed = [line for line in settings.assumed if not _is_searched(line)]
-    return base, found
+    searched = [
+        (label, _parsed({**plain, **more}, name, settings if recipe is not None else None), name)
+        for name, label, more in _recipes(settings, recipe)
+    ]
+    lengths = lengths_planned(settings, [parsed for _, parsed, _ in searched])
+    base = _counted(settings, base, lengths)
+    jobs = [_job(settings, base, *one, lengths) for one in searched]
+    known = lengths is not None
+    settings.assumed = [
+        line
+        for line in settings.assumed
+        if not (_is_searched(line) or (known and line.startswith("dynamic padding")))
+    ]
+    return base, jobs, lengths
+
+
+def _texts(settings: Settings) -> Iterator[str]:
+    """The flags that say how long they are, for the commands of the plans."""
+    for name in ("data", "text-column", "label-column", "target-column", "tokenizer", "histogram"):
+        value = settings.text(name)
+        if value is not None:
+            yield from (f"--{name}", value)
+
+
+def _counted(settings: Settings, base: Parsed, lengths: LengthHistogram | None) -> Parsed:
+    """With as many texts as the file has, where nobody said how many."""
+    if lengths is None:
+        return with_examples(settings, base)
+    if base.workload.examples is not None:
+        return base
+    settings.assumed.append(f"examples {lengths.texts:,}: the texts whose lengths are known")
+    return replace(base, workload=replace(base.workload, examples=lengths.texts))
+
+
+def _job(
+    settings: Settings,
+    base: Parsed,
+    label: str,
+    parsed: Parsed,
+    recipe: str,
+    lengths: LengthHistogram | None,
+) -> Job:
+    from rigsize.plan.candidates import Job
+
+    fixed = {k: str(settings.given[k]) for k in _VARIED if k in settings.given}
+    if settings.text("precision") or label:
+        fixed["precision"] = parsed.strategy.precision
+    parsed, own = with_lengths(parsed, lengths)
+    return Job(
+        recipe=recipe,
+        workload=replace(parsed.workload, examples=base.workload.examples),
+        strategy=parsed.strategy,
+        label=label,
+        fixed=fixed,
+        lengths=own,
+    )
 
 
 def _recipes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -21,11 +22,19 @@ from rigsize.plan.clock import PipelineClock
 from rigsize.plan.judge import PipelineJudge
 from rigsize.plan.memory import Memory
 from rigsize.plan.passes import Passes, Spread
-from rigsize.plan.records import Candidate, Place, Way
+from rigsize.plan.records import (
+    Candidate,
+    Place,
+    Way,
+    least_point_at,
+    point_at,
+    usual_point_at,
+)
 from rigsize.plan.traces import Traces
 from rigsize.plan.works import Works
 from rigsize.spec import Strategy, Workload
 from rigsize.steptime.run_time import run_time
+from rigsize.texts.stats import LengthHistogram
 
 SOURCE = resolve_model("xlm-roberta-base")
 WORKLOAD = Workload(
@@ -42,9 +51,9 @@ def _places(card: str) -> list[Place]:
     return [place(card, per, nodes, 1.0) for per, nodes in SHAPES]
 
 
-def _judge(clock: PipelineClock) -> PipelineJudge:
+def _judge(clock: PipelineClock, all_ways: Sequence[Way] = WAYS) -> PipelineJudge:
     return PipelineJudge(
-        WAYS,
+        all_ways,
         TRACES,
         Memory(SOURCE, TRACES),
         clock,
@@ -88,10 +97,14 @@ def test_no_replay_needs_less_than_the_bound(candidate: Candidate) -> None:
 @settings(max_examples=60, deadline=None)
 @given(grid)
 def test_no_run_is_faster_than_its_floors(candidate: Candidate) -> None:
+    _check_floors(candidate, JUDGE)
+
+
+def _check_floors(candidate: Candidate, judge: PipelineJudge) -> None:
     clock = PipelineClock(CLOCK.works, GLOBAL)  # one that has learnt nothing of fixed times
     there, way = candidate.place, candidate.way
-    ways, batches = JUDGE.ways(there), JUDGE.batches(there, way)
-    (group,) = (group for _, group in JUDGE.groups(there) if way in group)
+    ways, batches = judge.ways(there), judge.batches(there, way)
+    (group,) = (group for _, group in judge.groups(there) if way in group)
     floors = {
         "place": clock.floor_of_place(there, ways, batches),
         "group at its peak": clock.floor_of_place(there, group, batches),
@@ -105,6 +118,87 @@ def test_no_run_is_faster_than_its_floors(candidate: Candidate) -> None:
         return
     assert all(floor >= 0 for floor in floors.values())
     assert not {name: floor for name, floor in floors.items() if floor > hours}
+
+
+LENGTHS = LengthHistogram(((5, 900), (16, 5000), (41, 8000), (97, 300), (128, 10)))
+LEAN = Strategy(loss="masked", hold_output=False, optimizer="adamw-fused")
+
+
+def _of_lengths(padding: str) -> tuple[PipelineJudge, list[Candidate]]:
+    """Ways of texts of these lengths, and their candidates."""
+    unpadded = padding == "unpadded"
+    workload = replace(WORKLOAD, padding=padding, padding_in_batch=not unpadded)
+    job = Job(
+        recipe="lean",
+        workload=workload,
+        strategy=LEAN if unpadded else JOB.strategy,
+        lengths=LENGTHS,
+    )
+    found, _ = ways(SOURCE, [job])
+    judge = _judge(CLOCK, found)
+    return judge, [
+        Candidate(place=there, way=way, micro_batch=micro, accumulation=accumulation)
+        for card in ("H100-80GB-SXM", "L4")
+        for there in _places(card)
+        for way in judge.ways(there)
+        for micro, accumulation in judge.batches(there, way)
+    ]
+
+
+UNPADDED, UNPADDED_GRID = _of_lengths("unpadded")
+DYNAMIC, DYNAMIC_GRID = _of_lengths("dynamic")
+
+
+@needs_profiles
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(UNPADDED_GRID) if UNPADDED_GRID else st.nothing())
+def test_floors_of_unpadded_texts(candidate: Candidate) -> None:
+    _check_floors(candidate, UNPADDED)
+
+
+@needs_profiles
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(DYNAMIC_GRID) if DYNAMIC_GRID else st.nothing())
+def test_floors_of_batches_padded_to_their_longest(candidate: Candidate) -> None:
+    """A larger micro-batch has more padding: no floor of a text is made from one."""
+    _check_floors(candidate, DYNAMIC)
+
+
+def test_batches_of_known_lengths_by_hand() -> None:
+    """Memory is of the longest texts, hours of usual ones, floors of the mean."""
+    lengths = LengthHistogram(((10, 6), (20, 2)))  # 12.5 tokens on average
+    workload = replace(WORKLOAD, max_length=20, padding="unpadded", padding_in_batch=False)
+    made = way_of(workload, lengths)
+    # Two of 20 and two of 10 tokens; 4 x 12.5 tokens; the same, of 13 at the longest.
+    assert point_at(made, 4)["N"] == 60
+    assert usual_point_at(made, 4)["N"] == 50
+    assert (least_point_at(made, 4)["N"], least_point_at(made, 4)["S"]) == (50, 13)
+    padded = way_of(replace(workload, padding="dynamic", padding_in_batch=True), lengths)
+    # No text of 20 among 2 of 8 in 15 of 28 draws: 10 x 15/28 + 20 x 13/28 = 14.6 tokens.
+    assert point_at(padded, 2)["S"] == 20
+    assert usual_point_at(padded, 2)["S"] == 15
+    assert least_point_at(padded, 2)["S"] == 13
+    plain = way_of(WORKLOAD, None)
+    points = [of(plain, 4)["S"] for of in (point_at, usual_point_at, least_point_at)]
+    assert points == [128, 128, 128]
+
+
+def way_of(workload: Workload, lengths: LengthHistogram | None) -> Way:
+    return Way(recipe="made", workload=workload, strategy=Strategy(), order=0, lengths=lengths)
+
+
+@needs_profiles
+@pytest.mark.parametrize("unpadded", [True, False])
+def test_hours_of_known_lengths_are_those_of_estimate(unpadded: bool) -> None:
+    rows = UNPADDED_GRID if unpadded else DYNAMIC_GRID
+    candidate = next(c for c in rows if (c.micro_batch, c.mesh.ranks) == (8, 8))
+    asked = replace(candidate.way.workload, examples=10_000), candidate.strategy
+    plain = replace(asked[1], tokens_per_batch=None)
+    cluster = candidate.place.cluster
+    told = run_time(SOURCE, asked[0], plain, cluster, lengths=LENGTHS, draws=0)
+    found = CLOCK.run_time(candidate, draws=0)
+    assert found.hours == told.hours
+    assert found.lines == told.lines
 
 
 def _known(micro: int = 8) -> Candidate:
@@ -238,7 +332,7 @@ def test_no_micro_batch_takes_less_a_text_than_a_ways_floor(card: str) -> None:
     for way in (w for w in single if w.strategy.offload == "none"):
         if not traces.lacks_dtype(way, row) and traces.profile(way, row) is not None:
             for micro in (1, 8, 16, 32, 256, 1024):
-                seconds, _ = floors._kernels(way, row, micro)
+                seconds, _ = floors._kernels(floors.works.of(way, row, micro), way, row)
                 asked += 1
                 assert floors.text_s(way, row) <= seconds / micro
     assert asked > 30 or not GRID

@@ -17,6 +17,7 @@ from rigsize.plan.records import Limits, Place, Way
 from rigsize.program.mesh import accumulation_for
 from rigsize.spec import Cluster, Strategy, Workload
 from rigsize.spec.zero import ZEROS
+from rigsize.texts.stats import LengthHistogram
 
 __all__ = ["Job", "Left", "batches", "own_places", "places", "ways"]
 
@@ -44,6 +45,8 @@ class Job:
     """What the recipe changes of the mathematics or the rounding, in words."""
     fixed: Mapping[str, str] = field(default_factory=dict)
     """Fields of the Strategy that are not varied, by their values: what the user gave."""
+    lengths: LengthHistogram | None = None
+    """Of the texts, where its batches are not padded to max-length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +217,7 @@ def ways(source: ModelSource, jobs: Sequence[Job]) -> tuple[list[Way], int]:
                     strategy=strategy,
                     order=len(found),
                     label=job.label,
+                    lengths=job.lengths,
                 )
             )
     return found, refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 from rigsize.errors import UnsupportedCombination
@@ -14,6 +15,7 @@ from rigsize.spec import Cluster
 from rigsize.steptime.run_constants import DISK_BYTES_PER_S
 from rigsize.steptime.run_lines import (
     AROUND,
+    Around,
     RunTime,
     checkpoint_bytes,
     fixed_lines,
@@ -109,7 +111,7 @@ class PipelineClock:
         if found is None:
             found, work = (0.0, 0.0), self.floors.besides.work(way, card)
             if work is not None:
-                lines = fixed_lines(work, way.workload, way.strategy)
+                lines = fixed_lines(work, way.workload, way.strategy, _around(way))
                 saved = checkpoint_bytes(work, way.strategy) if work.training else 0
                 fixed_s = sum(line.seconds.p50 for line in lines)
                 found = fixed_s, saved / DISK_BYTES_PER_S.value.mid
@@ -128,13 +130,15 @@ class PipelineClock:
 
     def run_time(self, candidate: Candidate, *, draws: int) -> RunTime:
         """The run of a candidate; raises UnsupportedCombination where no time can be given."""
-        way, cluster, strategy = candidate.way, candidate.place.cluster, candidate.strategy
+        way, cluster = candidate.way, candidate.place.cluster
+        workload, strategy = candidate.usual
         card = cluster.accelerator
         work = self.works.of(way, card, candidate.micro_batch)
         saves = strategy.offload == "activations"
-        sent = self.works.sent_bytes(way, card, candidate.point) if saves else None
+        sent = self.works.sent_bytes(way, card, work.point) if saves else None
         step = step_time(work, strategy, cluster, draws=draws, saved_bytes=sent)
-        return run_time_of(work, step, way.workload, strategy, cluster, draws=draws)
+        around = _around(way)
+        return run_time_of(work, step, workload, strategy, cluster, around=around, draws=draws)
 
     def usd(self, place: Place, hours: float) -> float:
         """All nodes for so long."""
@@ -144,6 +148,11 @@ class PipelineClock:
 def _largest(batches: Batches, place: Place) -> int:
     """Texts of the largest global batch of some."""
     return max(micro * times for micro, times in batches) * place.cluster.devices
+
+
+def _around(way: Way) -> Around:
+    """As `rigsize train` does it; lengths say how many tokens are to be tokenised."""
+    return AROUND if way.lengths is None else replace(AROUND, mean_tokens=way.lengths.mean)
 
 
 def _texts(way: Way) -> int:

@@ -15,14 +15,13 @@ from rigsize.errors import SizingError
 from rigsize.hardware.accelerators import Accelerator
 from rigsize.plan.beside import TYPICAL, Besides
 from rigsize.plan.passes import sent_bytes
-from rigsize.plan.records import Candidate, Place, Way
+from rigsize.plan.records import Candidate, Place, Way, least_point_at, usual_point_at
 from rigsize.plan.works import Works
-from rigsize.program.work import kernel_flops
+from rigsize.program.work import Work, kernel_flops
 from rigsize.spec import Strategy
 from rigsize.steptime.constants import DISPATCH_S, KERNEL_LAUNCH_S
 from rigsize.steptime.gemm import peak_flops_per_s
 from rigsize.steptime.prices import Pricer
-from rigsize.trace.profile import TraceKey
 
 __all__ = ["Floors"]
 
@@ -40,7 +39,7 @@ class Floors:
     def __init__(self, works: Works) -> None:
         self.works, self.besides = works, Besides(works)
         self._rates: dict[tuple[Accelerator, str], float] = {}
-        self._flops: dict[tuple[TraceKey, str], float] = {}
+        self._flops: dict[tuple[object, ...], float] = {}
         self._peaks_s: dict[tuple[Way, Accelerator], float] = {}
         self._cards_s: dict[tuple[Accelerator, Way, int], float] = {}
         self._texts_s: dict[tuple[Way, Accelerator], float] = {}
@@ -99,15 +98,16 @@ class Floors:
     def _linear_flops(self, way: Way, card: Accelerator) -> float:
         """Of one text; attention, whose kernels differ from card to card, left out."""
         trace, _, half = self.works.traces.kernels(way, card)
-        if (trace, half) not in self._flops:
+        key = trace, half, tuple(least_point_at(way, TYPICAL).items())
+        if key not in self._flops:
             try:
-                work = self.works.of(way, card, TYPICAL)
+                work = self.works.least(way, card, TYPICAL)
             except SizingError:
                 return 0.0
             kernels = (kernel for segment in work.segments for kernel in segment.kernels)
             total = sum(kernel_flops(k) for k in kernels if k.kind == "gemm" and k.sizes[0] == 1)
-            self._flops[trace, half] = total / TYPICAL
-        return self._flops[trace, half]
+            self._flops[key] = total / TYPICAL
+        return self._flops[key]
 
     def text_s(self, way: Way, card: Accelerator) -> float:
         """Seconds of the kernels of one text among very many, or its products' at the peak rate.
@@ -118,7 +118,8 @@ class Floors:
         if (way, card) not in self._texts_s:
             peak = self._peak_s(way, card)
             try:
-                kernels = self._kernels(way, card, LARGE)[0] / LARGE if peak else 0.0
+                work = self.works.least(way, card, LARGE)
+                kernels = self._kernels(work, way, card)[0] / LARGE if peak else 0.0
             except SizingError:
                 kernels = 0.0
             self._texts_s[way, card] = max(peak, kernels * TILES_SHARE)
@@ -130,15 +131,15 @@ class Floors:
         key = way, card, candidate.micro_batch
         if key not in self._micros_s:
             try:
-                kernels_s, host_s = self._kernels(*key)
+                kernels_s, host_s = self._kernels(self.works.of(*key), way, card)
                 self._micros_s[key] = kernels_s + self._saved_s(candidate), host_s
             except SizingError:
                 self._micros_s[key] = 0.0, 0.0
         return self._micros_s[key]
 
-    def _kernels(self, way: Way, card: Accelerator, micro_batch: int) -> tuple[float, float]:
+    def _kernels(self, work: Work, way: Way, card: Accelerator) -> tuple[float, float]:
         """Ways with the same work and the same dtypes share it."""
-        work, strategy = self.works.of(way, card, micro_batch), way.strategy
+        strategy = way.strategy
         key = id(work), card, strategy.precision == "tf32", strategy.compile
         if key not in self._kernels_s:
             priced = Pricer(card, strategy, None).totals(work)
@@ -151,7 +152,8 @@ class Floors:
         way, card = candidate.way, candidate.place.cluster.accelerator
         if way.strategy.offload != "activations" or not card.pcie_bytes_per_s:
             return 0.0
-        sent = sent_bytes(self.works.profile(way, card), candidate.point)
+        point = usual_point_at(way, candidate.micro_batch)
+        sent = sent_bytes(self.works.profile(way, card), point)
         return 2 * sent / card.pcie_bytes_per_s
 
 

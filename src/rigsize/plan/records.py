@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from rigsize.batches import usual_batch, worst_batch
 from rigsize.estimate import with_batch
 from rigsize.hardware.offers import Offer
 from rigsize.point import point_of
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rigsize.plan.scaling import ScalingPoint
     from rigsize.search import Edit
     from rigsize.steptime.run_lines import RunTime
+    from rigsize.texts.stats import LengthHistogram
 
 __all__ = [
     "Candidate",
@@ -30,7 +33,10 @@ __all__ = [
     "Score",
     "Searched",
     "Way",
+    "least_point_at",
     "point_at",
+    "usual_of",
+    "usual_point_at",
 ]
 
 MOST_GPUS = 1024
@@ -112,6 +118,8 @@ class Way:
     """Between equals the plainer, which stands first in the grid."""
     label: str = ""
     """What it changes of mathematics or rounding, in words; empty where it changes nothing."""
+    lengths: LengthHistogram | None = None
+    """Of the texts, cut to the workload's longest; None where each takes max-length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +133,7 @@ class Candidate:
 
     @property
     def strategy(self) -> Strategy:
-        """The way's, with this batch."""
+        """The way's, with this batch: of the longest texts, where lengths are known."""
         return _with_batch(self.way, self.micro_batch, self.accumulation)
 
     @property
@@ -135,8 +143,13 @@ class Candidate:
 
     @property
     def point(self) -> Mapping[str, int]:
-        """The sizes of a micro-batch."""
+        """The sizes of a micro-batch, of the longest texts where lengths are known."""
         return point_at(self.way, self.micro_batch)
+
+    @property
+    def usual(self) -> tuple[Workload, Strategy]:
+        """What hours are of: a usual batch, where lengths are known."""
+        return usual_of(self.way, self.micro_batch, self.accumulation)
 
     @property
     def global_batch(self) -> int:
@@ -147,7 +160,39 @@ class Candidate:
 # A search asks these of thousands of candidates; records that are made anew are checked anew.
 @lru_cache(maxsize=65_536)
 def _with_batch(way: Way, micro_batch: int, accumulation: int) -> Strategy:
-    return with_batch(way.strategy, micro_batch, accumulation)
+    strategy = with_batch(way.strategy, micro_batch, accumulation)
+    if way.lengths is None:
+        return strategy
+    return worst_batch(way.lengths, way.workload, strategy).strategy
+
+
+@lru_cache(maxsize=65_536)
+def usual_of(way: Way, micro_batch: int, accumulation: int = 1) -> tuple[Workload, Strategy]:
+    """The records of a usual batch, as `run_time` has them."""
+    strategy = with_batch(way.strategy, micro_batch, accumulation)
+    if way.lengths is None:
+        return way.workload, strategy
+    batch = usual_batch(way.lengths, way.workload, strategy)
+    return batch.workload, batch.strategy
+
+
+@lru_cache(maxsize=65_536)
+def usual_point_at(way: Way, micro_batch: int) -> Mapping[str, int]:
+    """The sizes of a usual micro-batch."""
+    return point_of(*usual_of(way, micro_batch))
+
+
+@lru_cache(maxsize=65_536)
+def least_point_at(way: Way, micro_batch: int) -> Mapping[str, int]:
+    """Sizes of no more a text than a usual batch of any size has: all of the mean length."""
+    if way.lengths is None:
+        return point_at(way, micro_batch)
+    mean = way.lengths.mean
+    strategy = with_batch(way.strategy, micro_batch)
+    if way.workload.padding == "unpadded":
+        tokens = max(micro_batch, int(micro_batch * mean))
+        strategy = replace(strategy, tokens_per_batch=tokens)
+    return point_of(replace(way.workload, max_length=math.ceil(mean)), strategy)
 
 
 @lru_cache(maxsize=65_536)

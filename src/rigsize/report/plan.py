@@ -34,7 +34,7 @@ def plan_text(answer: PlanAnswer) -> Iterator[RenderableType]:
     batch = "" if answer.global_batch is None else f", global batch {answer.global_batch:,}"
     yield (
         f"{answer.source.name}, {workload.task} {workload.use}:"
-        f" {plural(workload.examples or 0, 'text')} of {plural(workload.max_length, 'token')},"
+        f" {plural(workload.examples or 0, 'text')} of {_tokens(answer)},"
         f" {plural(workload.epochs, 'epoch')}{batch}"
     )
     yield from _verdict(plan)
@@ -47,6 +47,15 @@ def plan_text(answer: PlanAnswer) -> Iterator[RenderableType]:
     yield from (f"assumed: {line}" for line in dict.fromkeys(_assumed(answer)))
     yield from _rejected(plan)
     yield from _prices(answer)
+
+
+def _tokens(answer: PlanAnswer) -> str:
+    """`128 tokens`, or where lengths are known `31 tokens on average, the longest of 97`."""
+    limit, lengths = answer.workload.max_length, answer.lengths
+    if lengths is None:
+        return plural(limit, "token")
+    cut = lengths.cut_to(limit)
+    return f"{cut.mean:,.0f} tokens on average, the longest of {cut.longest:,}"
 
 
 def _verdict(plan: Plan) -> Iterator[str]:
@@ -158,7 +167,7 @@ def _named(answer: PlanAnswer) -> Iterator[str]:
         if estimate is not None:
             yield f"  host memory {format_bytes(estimate.host.peak_bytes)} a node"
         yield from (f"  {miss}" for miss in chosen.misses)
-        yield f"  {command(chosen, answer.workload)}"
+        yield f"  {command(chosen, answer)}"
 
 
 def _scaling(answer: PlanAnswer) -> Iterator[RenderableType]:

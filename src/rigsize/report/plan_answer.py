@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -12,6 +13,7 @@ from rigsize.plan.records import Chosen, Limits, Plan
 from rigsize.report.answer import command_for
 from rigsize.spec import Workload
 from rigsize.spec.zero import ZEROS
+from rigsize.texts.stats import LengthHistogram
 
 __all__ = [
     "NETWORK",
@@ -42,12 +44,16 @@ class PlanAnswer:
     """The machines one has."""
     usd_per_kwh: float | None = None
     """Of their energy; None where it has no price."""
+    lengths: LengthHistogram | None = None
+    """Of the texts, where batches of any recipe are not padded to max-length."""
+    texts: tuple[str, ...] = ()
+    """The flags that name them."""
     assumed: tuple[str, ...] = ()
 
 
-def command(chosen: Chosen, workload: Workload, verb: str = "estimate") -> str:
+def command(chosen: Chosen, answer: PlanAnswer, verb: str = "estimate") -> str:
     """The command that asks for this very plan, or with `emit` writes its launch files."""
-    candidate = chosen.candidate
+    candidate, workload = chosen.candidate, answer.workload
     cluster = candidate.place.cluster
     kept = kept_bytes(chosen) if verb == "estimate" else 0
     words = command_for(verb, candidate.way.workload, candidate.strategy, cluster, kept)
@@ -55,6 +61,8 @@ def command(chosen: Chosen, workload: Workload, verb: str = "estimate") -> str:
         words += f" --examples {workload.examples}"
     if workload.epochs != 1 and "--epochs" not in words:
         words += f" --epochs {workload.epochs}"
+    if candidate.way.lengths is not None and verb == "estimate":
+        words += f" {shlex.join(answer.texts)}"
     return words
 
 

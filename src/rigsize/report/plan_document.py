@@ -38,6 +38,7 @@ def plan_document(answer: PlanAnswer) -> dict[str, Any]:
     return {
         "model": {"name": answer.source.name, "config_digest": answer.source.digest},
         "workload": asdict(answer.workload),
+        "texts": _texts(answer),
         "limits": asdict(answer.limits),
         "global_batch": answer.global_batch,
         "met": plan.met,
@@ -53,6 +54,15 @@ def plan_document(answer: PlanAnswer) -> dict[str, Any]:
         "assumptions": list(answer.assumed),
         "notes": [*plan.notes, *notes_of_named(answer)],
     }
+
+
+def _texts(answer: PlanAnswer) -> dict[str, Any]:
+    lengths = answer.lengths
+    if lengths is None:
+        why = "no --data or --histogram: each takes max-length tokens"
+        return unknown("mean_tokens", why) | unknown("longest_tokens", why)
+    cut = lengths.cut_to(answer.workload.max_length)
+    return {"mean_tokens": cut.mean, "longest_tokens": cut.longest}
 
 
 def _versions(answer: PlanAnswer) -> dict[str, str]:
@@ -88,8 +98,8 @@ def _chosen(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
         "memory": _memory(chosen),
         "host": _host(chosen),
         **_time_and_cost(chosen, answer),
-        "command": command(chosen, answer.workload),
-        "emit_command": f"{command(chosen, answer.workload, 'emit')} --out launch",
+        "command": command(chosen, answer),
+        "emit_command": f"{command(chosen, answer, 'emit')} --out launch",
     }
 
 
