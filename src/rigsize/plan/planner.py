@@ -195,7 +195,7 @@ def _labelled(found: list[Chosen], least: Chosen | None) -> list[Chosen]:
     return [least, *marked]
 
 
-DRAWS = 200
+DRAWS = 100
 """Of the interval of a named plan's hours."""
 
 

@@ -57,6 +57,9 @@ GATHER_LAUNCHES = 3
 """The collective, its input put together, and each parameter put together from its parts: a
 parameter of more than the prefetch's share comes alone."""
 
+_PERSISTENCE = Limits().persistence
+"""Elements up to which a parameter stays whole."""
+
 
 def add_hooks(
     rows: Sequence[Row],
@@ -122,7 +125,7 @@ def _passes_again(strategy: Strategy) -> float:
 
 def _gathered(held: Modules) -> int:
     """Parameters that are cut over the ranks: small ones stay whole."""
-    return sum(prod(shape) > Limits().persistence for shape in held.shapes)
+    return sum(prod(shape) > _PERSISTENCE for shape in held.shapes)
 
 
 def _at(
