@@ -91,6 +91,22 @@ def test_zero3_sends_its_gradients_to_where_it_steps() -> None:
     assert not any(row.store_s for row in planned(parallel="zero3", offload="cpu-params").last)
 
 
+def test_zero2_brings_back_what_it_accumulates_on_the_host() -> None:
+    # An eighth of all bf16 gradients goes out in the first micro-step, comes back and goes out in
+    # the others, and in the last one goes out in fp32, too. ZeRO-1 keeps them on the device.
+    part = sum(encoder_work(layers=3, hidden=1024).trainable) / 8
+    rate = (A100.pcie_bytes_per_s or 0) * PCIE_SHARE.value.mid
+
+    def stored(parallel: str, accumulation: int) -> list[float]:
+        plan = planned(parallel=parallel, offload="optimizer", accumulation=accumulation)
+        micros = (plan.first, plan.middle, plan.last) if accumulation > 1 else (plan.last,)
+        return [sum(row.store_s for row in rows) * rate / part for rows in micros]
+
+    assert stored("zero2", 3) == pytest.approx([2, 4, 8])
+    assert stored("zero2", 1) == pytest.approx([4])
+    assert stored("zero1", 3) == pytest.approx([0, 0, 4])
+
+
 def test_offloaded_gradients_add_up_on_the_host() -> None:
     plan = planned(parallel="fsdp", offload="cpu", accumulation=3)
     assert not any(row.host_step_s for row in plan.first)

@@ -55,6 +55,8 @@ class Beside:
     """The same, of what comes back to be added to, in each micro-step of a step but its first."""
     sums_s: float = 0.0
     """Of the host, which adds, in the same."""
+    waited_again_s: float = 0.0
+    """Behind each of the same: ZeRO-2's gradients from the host and back."""
 
     def added_to(self, kernels_s: float, micros: float, steps: float, host_s: float = 0.0) -> float:
         """Kernels are slowed by the collectives that they hide, and wait for those they do not.
@@ -64,6 +66,7 @@ class Beside:
         links = micros * self.links_s + steps * self.once_s
         slowed = kernels_s + self.overlap_cost * min(links, kernels_s)
         waited = micros * self.waited_s + steps * self.update_s
+        waited += (micros - steps) * self.waited_again_s
         stores = micros * self.stores_s + (micros - steps) * self.again_s
         host = host_s + (micros - steps) * self.sums_s
         return max(slowed, links, micros * self.copies_s, stores, host) + waited
@@ -170,12 +173,15 @@ class Besides:
         update = max(
             sum(row.host_step_s for row in rows), sum(sum(row.busy_s.values()) for row in rows)
         )
-        waited = 0.0
+        waited = waited_again = 0.0
         if strategy.parallel in ("zero1", "zero2"):
             reduced = links.within_copy("reduce_scatter", known.gradient_bytes)
             update += links.within_copy("all_gather", known.gradient_bytes)
             update += reduced if strategy.parallel == "zero1" else 0.0
             waited = reduced if strategy.parallel == "zero2" else 0.0
+            if (strategy.parallel, strategy.offload) == ("zero2", "optimizer"):
+                part_bytes = known.gradient_bytes / links.mesh.shard
+                waited_again = links.to_host(part_bytes) + links.to_device(part_bytes)
         fetched, stored = _fetches_s(work, strategy, links), 0.0
         again = sums = 0.0
         if gradients_leave(strategy):
@@ -185,8 +191,8 @@ class Besides:
                 sums = links.host_sum(part_bytes)
             else:
                 again = links.to_device(part_bytes)
-        beside = (travels, fetched, once, update, links.overlap_cost, waited)
-        return Beside(*beside, stores_s=stored, again_s=again, sums_s=sums)
+        beside = (travels, fetched, once, update, links.overlap_cost, waited, stored, again, sums)
+        return Beside(*beside, waited_again)
 
     def _on_card(self, way: Way, card: Accelerator) -> _OnCard:
         key = self.alike(way), card

@@ -195,17 +195,22 @@ def _with_headroom(row: Accelerator, limits: Limits) -> Accelerator:
 
 
 def ways(source: ModelSource, jobs: Sequence[Job]) -> tuple[list[Way], int]:
-    """Every way that the records allow, and how many they refuse."""
+    """Every way that the records allow, and how many they refuse.
+
+    Where they refuse all, what was asked for does not go together: raises the first refusal.
+    """
     found: list[Way] = []
     refused = 0
+    first: SizingError | None = None
     seen: set[tuple[Workload, Strategy]] = set()
     for job in jobs:
         for changes in _changes(job):
             try:
                 strategy = replace(job.strategy, micro_batch=1, accumulation=1, **changes)  # type: ignore[arg-type]
                 check_workload(source, job.workload, strategy)
-            except SizingError:
+            except SizingError as error:
                 refused += 1
+                first = first or error
                 continue
             if (job.workload, strategy) in seen:
                 continue
@@ -220,6 +225,8 @@ def ways(source: ModelSource, jobs: Sequence[Job]) -> tuple[list[Way], int]:
                     lengths=job.lengths,
                 )
             )
+    if not found and first is not None:
+        raise first
     return found, refused
 
 
@@ -252,13 +259,13 @@ def batches(
 ) -> tuple[tuple[int, int], ...]:
     """(micro-batch, accumulation) for a global batch, the largest micro-batch first.
 
-    Whole micro-batches only: what exceeds the global batch by more than 2 % is left out, but for
-    one text a rank, without which there would be no such place. None where ranks would be idle.
+    Whole micro-batches only: what exceeds the global batch by more than 2 % would be another run.
+    None where ranks would be idle, or no share of theirs comes near.
     """
     if ranks > global_batch:
         return ()
     share = -(-global_batch // ranks)  # of one rank
-    most = int(share * ranks * (1 + MOST_OVERSHOOT))
+    most = int(global_batch * (1 + MOST_OVERSHOOT))
     if micro_batch is not None:
         accumulation = accumulation_for(global_batch, micro_batch, ranks)
         return ((micro_batch, accumulation),) if micro_batch * accumulation * ranks <= most else ()

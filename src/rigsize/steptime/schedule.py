@@ -159,7 +159,7 @@ class _MicroSteps:
         elif parallel == "ddp" and closes:
             self._reduce_buckets(rows)
         elif parallel == "zero2" or (parallel == "zero1" and closes):
-            self._reduce_at_end(rows, closes=closes)
+            self._reduce_at_end(rows, adds=adds, closes=closes)
         shard = self.links.mesh.shard
         add_hooks(rows, self.work, self.strategy, shard, self.places, closes=closes)
         return tuple(rows)
@@ -240,15 +240,23 @@ class _MicroSteps:
         sent = [(share, self.links.between_copies(size)) for share, size in sizes]
         row.reductions += tuple(_chunked([pair for pair in sent if pair[1]]))
 
-    def _reduce_at_end(self, rows: list[Row], *, closes: bool) -> None:
-        """DeepSpeed's `overlap_comm` is off for these stages: the reduction is waited for."""
-        total = sum(self.work.trainable) * self.gradient
-        seconds = self.links.within_copy("reduce_scatter", total)
+    def _reduce_at_end(self, rows: list[Row], *, adds: bool, closes: bool) -> None:
+        """DeepSpeed's `overlap_comm` is off for these stages: the reduction is waited for.
+
+        So are copies to the host, which stand in the stream that computes. ZeRO-2 keeps what it
+        accumulates there: back to the device to be added to, and out again, in every micro-step
+        (deepspeed 0.19.8, `async_accumulate_grad_in_cpu_via_gpu` of stage_1_and_2.py).
+        """
+        numel, shard = sum(self.work.trainable), self.links.mesh.shard
+        seconds = self.links.within_copy("reduce_scatter", numel * self.gradient)
         store = 0.0
-        if closes and self.strategy.offload == "optimizer":
-            store = self.links.to_host(
-                sum(self.work.trainable) * _FP32_BYTES / self.links.mesh.shard
-            )
+        if self.strategy.offload == "optimizer":
+            if self.strategy.parallel == "zero2" and self.strategy.accumulation > 1:
+                part_bytes = numel * self.gradient / shard
+                store += self.links.to_host(part_bytes)
+                store += self.links.to_device(part_bytes) if adds else 0.0
+            if closes:
+                store += self.links.to_host(numel * _FP32_BYTES / shard)
         reductions = ((1.0, seconds),) if seconds else ()
         rows.append(Row(reductions=reductions, store_s=store))
         rows.append(Row(waits=True))
