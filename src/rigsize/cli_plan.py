@@ -72,7 +72,7 @@ def plan_verb(given: Given) -> int:
     cards = _cards(settings)
     for line in settings.warnings:
         say(f"warning: {line}")
-    with waiting(f"planning {base.source.name}; what is not stored of it is traced once"):
+    with waiting(f"planning {base.source.name}"):
         found = plan(
             base.source,
             Question(
@@ -81,6 +81,10 @@ def plan_verb(given: Given) -> int:
                 micro_batch=micro,
                 accelerators=cards,
                 own=own,
+                told=lambda number, key: say(
+                    f"tracing {base.source.name}, kind {number}: {key.compute},"
+                    f" recompute {key.recompute}; some seconds, once"
+                ),
                 scale=settings.switch("scaling"),
             ),
             limits,

@@ -41,7 +41,7 @@ WORKLOAD = Workload(
     model="xlm-roberta-base", task="masked-lm", use="pre-training", max_length=128, examples=10_000
 )
 JOB = Job(recipe="seed", workload=WORKLOAD, strategy=Strategy())
-TRACES = Traces(SOURCE, most_traces=0)
+TRACES = Traces(SOURCE, makes=False)
 WAYS, _ = ways(SOURCE, [JOB])
 SHAPES = ((1, 1), (8, 1), (8, 4))
 GLOBAL = 256
@@ -323,7 +323,7 @@ def test_no_micro_batch_takes_less_a_text_than_a_ways_floor(card: str) -> None:
     """An L40S takes 14 % less for XXL's 16 texts than for 256: operands stay in its cache."""
     source = resolve_model("xlm-roberta-xxl")
     workload = replace(WORKLOAD, model="xlm-roberta-xxl")
-    traces = Traces(source, most_traces=0)
+    traces = Traces(source, makes=False)
     floors = PipelineClock(Works(source, traces), GLOBAL).floors
     found, _ = ways(source, [Job(recipe="seed", workload=workload, strategy=Strategy())])
     row = find_accelerator(card)

@@ -20,7 +20,7 @@ from rigsize.plan.misfit import edits_for, nearest_misfit
 from rigsize.plan.records import MOST_GPUS, Chosen, Limits, Place, Plan, Searched
 from rigsize.plan.scaling import ScalingPoint, breaks_in_words, scaling
 from rigsize.plan.search import Tally, front, nearest, smallest
-from rigsize.plan.traces import MOST_TRACES, Traces
+from rigsize.plan.traces import Told, Traces
 from rigsize.plan.words import misses_of, nowhere_in_words, rejected_of
 from rigsize.plan.works import Works
 
@@ -54,8 +54,8 @@ class Question:
     """The only cards; None is all."""
     own: Own | None = None
     """Machines that one has, searched beside the offers at no price."""
-    most_traces: int = MOST_TRACES
-    """Keys that may be traced when nothing is stored of them."""
+    told: Told | None = None
+    """Hears of each trace that nothing is stored of."""
     scale: bool = False
     """Whether the cheapest plan's machine is followed over its numbers of GPUs."""
 
@@ -72,7 +72,8 @@ def plan(source: ModelSource, question: Question, limits: Limits, offers: Iterab
     began = time.perf_counter()
     offers = tuple(offers)
     found, left = _places(offers, limits, question)
-    traces = Traces(source, question.most_traces)
+    asked = any(job.fixed.get("offload") == "activations" for job in question.jobs)
+    traces = Traces(source, copies=asked, told=question.told)
     clock = PipelineClock(Works(source, traces), question.global_batch)
     memory = Memory(source, traces)
     possible, refused = ways(source, question.jobs)

@@ -1,8 +1,8 @@
-"""The profiles that a plan's ways need: stored ones, and a few that are traced for it."""
+"""The profiles that a plan's ways need: stored ones, and those that are traced for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rigsize.errors import SizingError, UnsupportedCombination
 from rigsize.estimate import with_batch
@@ -15,19 +15,39 @@ from rigsize.program.environment import Environment, environment_of
 from rigsize.program.work_build import half_dtype_on
 from rigsize.spec import Strategy
 from rigsize.trace.profile import Profile, TraceKey
-from rigsize.trace.store import find_profile, find_work, stored_profile, stored_work
+from rigsize.trace.store import (
+    WORK,
+    find_profile,
+    find_work,
+    read_packaged,
+    stored_profile,
+    stored_work,
+)
 
-__all__ = ["MOST_TRACES", "Traces"]
+__all__ = ["Told", "Traces"]
 
-MOST_TRACES = 4
-"""Keys that a plan traces when nothing is stored of them: each takes seconds, once."""
+Told = Callable[[int, TraceKey], None]
+"""Hears of a trace before it is made: the how many-th, and of what."""
 
 
 class Traces:
     """By way and card: the trace key, and its profile where there is one."""
 
-    def __init__(self, source: ModelSource, most_traces: int = MOST_TRACES) -> None:
-        self.source, self.left = source, most_traces
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        makes: bool = True,
+        copies: bool = True,
+        told: Told | None = None,
+    ) -> None:
+        """What `makes` traces where nothing is stored; with `copies` of `offload=activations`, too.
+
+        Else what ships of these is enough: hardly a plan takes them, and what it answers shall not
+        depend on what was traced before.
+        """
+        self.source, self.makes, self.copies, self.told = source, makes, copies, told
+        self.made = 0
         self.works: dict[TraceKey, Profile | None] = {}
         """The profiles of work behind them."""
         self._keys: dict[tuple[Accelerator, Way], TraceKey | SizingError] = {}
@@ -99,7 +119,7 @@ class Traces:
         return False
 
     def profile(self, way: Way, accelerator: Accelerator) -> Profile | None:
-        """The profile of a way on a card: stored, else traced while a trace is left to be made."""
+        """The profile of a way on a card: stored, else traced now."""
         asked = way, self.like(accelerator)
         if asked not in self._by_way:
             self._by_way[asked] = self._of_way(*asked)
@@ -128,11 +148,20 @@ class Traces:
         return self._least[asked]
 
     def _find(self, key: TraceKey, point: Mapping[str, int]) -> Profile | None:
-        stored, work = stored_profile(key, point), stored_work(key, point)
-        self.works[key] = work
-        if (stored is not None and work is not None) or not self.left:
-            return stored if work is not None else None
-        self.left -= 1
+        if key.saves_on_host and not self.copies:
+            stored, work = (read_packaged(key, what) for what in ("", WORK))
+            stored, work = (p if p and p.body_at(point) else None for p in (stored, work))
+        else:
+            stored, work = stored_profile(key, point), stored_work(key, point)
+        if stored is not None and work is not None:
+            self.works[key] = work
+            return stored
+        self.works[key] = None
+        if not self.makes or (key.saves_on_host and not self.copies):
+            return None
+        self.made += 1
+        if self.told is not None:
+            self.told(self.made, key)
         try:
             self.works[key] = find_work(self.source, key, point)
             return find_profile(self.source, key, point)

@@ -35,7 +35,7 @@ _REASONS = {
     "over_hours": "over the hours",
     "no_time": "no time can be given for it: `rigsize estimate --time` says why",
     "dtype_missing": "the card does not compute in the precision",
-    "not_traced": "not traced yet: `rigsize estimate` of it traces it once",
+    "not_traced": "its step cannot be traced, or only `--offload activations` asks for it",
 }
 _ORDER = (*_REASONS, "not_sold")
 
