@@ -253,7 +253,10 @@ _PASSES = tuple(2**power for power in range(12, -1, -1))
 
 
 def _is_of_use(way: Way, place: Place) -> bool:
-    """Whether a shape has a use for it: nobody shards over one card but to offload."""
+    """Whether a shape has a use for it: nobody shards over one card but to offload.
+
+    ZeRO-1 and 2 are of use there as DeepSpeed's 16-bit engines: fp32 masters beside 16-bit weights.
+    """
     cluster, strategy = place.cluster, way.strategy
     parallel, alone = strategy.parallel, cluster.devices == 1
     if parallel == "single":
@@ -262,6 +265,8 @@ def _is_of_use(way: Way, place: Place) -> bool:
         return cluster.nodes > 1 and cluster.per_node > 1
     if not alone:
         return True
+    if strategy.offload == "none":
+        return parallel in ("zero1", "zero2") and strategy.policy.half_dtype != "float32"
     return parallel in _SHARDED and strategy.offload in ("cpu", "cpu-params", "optimizer")
 
 
