@@ -150,7 +150,13 @@ def _encoder(model: BundledModel) -> tuple[list[TraceKey], list[TraceKey]]:
         saved = [replace(_key(model, t, c), saves_on_host=True) for t in tasks for c in SAVED]
         freed = [replace(_key(model, t, c), hold_output=False) for t in tasks for c in FREED]
         once = unpadded + _lean(model) + saved + freed + _quantised(model)
-        return first + once + second, []
+        # What `rigsize plan` searches of a model with `offload=activations`, too.
+        sent = [
+            replace(key, saves_on_host=True)
+            for task in ("masked-lm", "sequence-classification")
+            for key in _planned(model, task)
+        ]
+        return first + once + second + [key for key in sent if key not in once], []
     return first, second
 
 
@@ -173,6 +179,12 @@ def _freed(model: BundledModel, task: str) -> Iterator[TraceKey]:
             key = _key(model, task, compute, padded=False, recompute=recompute)
             loss = "masked" if task == "masked-lm" else "all"
             yield replace(key, unpadded=attention, loss=loss, hold_output=False)
+
+
+def _planned(model: BundledModel, task: str) -> list[TraceKey]:
+    """The recipes seed and lean in all precisions, with recomputation and without."""
+    seed = [_key(model, task, c, recompute=r) for r in ("none", "block") for c in COMPUTES]
+    return seed + list(_freed(model, task))
 
 
 def _quantised(model: BundledModel) -> list[TraceKey]:
