@@ -39,8 +39,8 @@ TRAIN = set(
     " --no-export --predict --no-predict --ranks --max-restarts --device --seed".split()
 )
 TIME = set(
-    "--time --no-time --eval-share --save-minutes --offer --offers --provider --spot --own-price"
-    " --power-price --calibration".split()
+    "--time --no-time --eval-share --save-minutes --offer --offers --provider --region --spot"
+    " --own-price --power-price --calibration".split()
 )
 OPTIONS = {
     "compare": JOB | {"--gpus", "--accelerators", "--record"},

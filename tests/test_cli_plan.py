@@ -119,6 +119,51 @@ def test_nobody_meets_the_limits(ran: Ran) -> None:
     assert "over --max-hours" in out
 
 
+def test_a_command_asks_for_its_own_machine(
+    ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither of the cheapest L4 nor of the other region: the same hours, bytes and USD."""
+    file, out_ = tmp_path / "my labs.csv", tmp_path / "plan.json"
+    head = "provider,instance,gpu_name,gpu_count,host_ram_gib,region,on_demand_usd_h,spot_usd_h"
+    rows = ("lab,big box,L4,1,512,north/west,9,3", "lab,big box,L4,1,64,south,5,2")
+    file.write_text("\n".join((head, *rows)) + "\n")
+    words = ("--offers", str(file), "--provider", "lab", "--region", "north", "--spot")
+    code, out, _ = ran(*TEXTS, *words, "--max-gpus", "2", "--json")
+    assert code == 0
+    plans = json.loads(out)["plans"]
+    assert {plan["nodes"] for plan in plans} == {1, 2}
+    for plan in plans:
+        assert plan["host_memory_bytes"] == 512 * 2**30
+        assert "--host-memory" not in plan["command"]
+        assert "--provider lab --offer 'big box' --region north/west " in plan["command"]
+        assert run([*shlex.split(plan["command"])[1:], "--json"]) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert again["cost"]["instance"] == "big box"
+        assert again["cost"]["usd_per_hour"] == plan["cost"]["usd_per_hour"] == 3 * plan["nodes"]
+        assert again["cost"]["usd"]["p50"] == pytest.approx(plan["cost"]["usd"]["p50"])
+        assert again["time"]["run_hours"]["p50"] == pytest.approx(plan["time"]["hours"]["p50"])
+        if plan["labels"] != ["front"]:
+            peak = again["memory"]["device_peak_bytes"]
+            assert peak == plan["memory"]["device_peak_bytes"]
+    # What `emit` writes keeps the machine's own memory.
+    assert f"--host-memory {512 * 2**30}B" in plans[0]["emit_command"]
+    out_.write_text(out)
+    launch = tmp_path / "launch"
+    assert run(("emit", "--plan", str(out_), "--pick", "1", "--out", str(launch))) == 0
+    assert f'host_memory = "{512 * 2**30}B"' in (launch / "rigsize.toml").read_text()
+
+
+def test_host_memory_that_nobody_states(ran: Ran, tmp_path: Path) -> None:
+    file = tmp_path / "labs.csv"
+    head = "provider,instance,gpu_name,gpu_count,host_ram_gib,on_demand_usd_h"
+    words = (*TEXTS, "--offers", str(file), "--provider", "lab", "--max-gpus", "1")
+    for size, warned in (("", True), ("512", False)):
+        file.write_text(f"{head}\nlab,box,L4,1,{size},1\n")
+        text = " ".join(ran(*words)[1].split())
+        assert (" a node, not checked: this offer states none" in text) == warned
+    assert "a node; --host-memory checks it" in " ".join(ran(*TEXTS, "--own", "L4:1")[1].split())
+
+
 def test_own_machines_cost_nothing(ran: Ran) -> None:
     code, out, _ = ran(*TEXTS, "--own", "L4:2", "--host-memory", "64GiB", "--json")
     assert code == 0
@@ -368,7 +413,8 @@ def test_at_most_is_no_less_than_a_replay_says(
     assert concluded
     for plan in concluded:
         assert plan["labels"] == ["front"]
-        assert run([*shlex.split(plan["command"])[1:], "--no-time", "--json"]) == 0
+        words = plan["command"].replace(" --time ", " --no-time ")
+        assert run([*shlex.split(words)[1:], "--json"]) == 0
         replayed = json.loads(capsys.readouterr().out)["memory"]
         assert replayed["high_bytes"] <= plan["memory"]["at_most_bytes"]
     assert "<= " in ran(*wishes)[1]
@@ -421,6 +467,11 @@ def test_text_shows_what_was_searched_and_how_it_scales(ran: Ran) -> None:
         ((*TEXTS, "--max-length", "auto"), "max-length"),
         ((*TEXTS, "--max-length", "100000"), "max-length"),
         ((*TEXTS, "--headroom", "100%"), "headroom"),
+        ((*TEXTS, "--headroom", "500GiB"), "headroom"),
+        ((*TEXTS, "--own", "L4:2", "--headroom", "23GiB"), "headroom"),  # of 23,034 MiB
+        ((*TEXTS, "--max-hours", "inf"), "max-hours"),
+        ((*TEXTS, "--own", "T4:0"), "own"),
+        ((*TEXTS, "--own", "T5:8"), "own"),
         ((*TEXTS, "--global-batch", "1000001"), "global-batch"),
         ((*TEXTS, "--batch-size", "300"), "batch-size"),  # of 256 texts
         ((*TEXTS, "--batch-size", "100"), "batch-size"),  # 300 are 17 % more
@@ -448,6 +499,15 @@ def test_bad_input(given: tuple[str, ...], field: str, ran: Ran) -> None:
     assert err.startswith(f"rigsize: {field}: ")
     assert err.count("\n") == 1
     assert "got None" not in err
+
+
+def test_what_is_wrong_is_said(ran: Ran) -> None:
+    _, _, err = ran(*TEXTS, "--max-hours", "inf")
+    assert err == "rigsize: max-hours: not finite, got 'inf'\n"
+    # L4: 23,034 MiB less what the driver keeps; no other card counts, though B200 has more.
+    _, _, err = ran(*TEXTS, "--gpu", "L4", "--headroom", "100GiB")
+    assert "headroom: leaves nothing of any card, got '100GiB'; allowed: less than 2" in err
+    assert err.rstrip().endswith("GiB, what L4 has")
 
 
 def test_a_row_of_the_offers_is_named(ran: Ran, tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_a_card_that_nobody_offers_has_a_time(ran: Ran) -> None:
         (("--save-minutes", "-5"), "save-minutes: negative"),
         (("--provider", "lambada"), "did you mean lambda"),
         (("--offer", "gpu_1x_a10000"), "offer: no such instance"),
+        (("--region", "nowhere"), "region: no offers of it"),
         (("--offers", "missing.csv"), "offers: cannot be read"),
     ],
 )

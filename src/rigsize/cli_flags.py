@@ -208,6 +208,7 @@ _TIME = (
     _SAVE_MINUTES,
     _flag("offer", "NAME", "Price of this machine, an instance of `rigsize offers`; the cheapest."),
     _flag("provider", "NAME", "Price of the cheapest machine of this provider."),
+    _flag("region", "NAME", "Price in this region of the provider."),
     _switch("spot", "The spot price."),
     _OFFERS,
     _flag("own-price", "USD", "Of machines bought instead: hours until they are cheaper."),

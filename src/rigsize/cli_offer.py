@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rigsize.cli_settings import Settings
 from rigsize.cli_target import Target
-from rigsize.errors import SizingError
+from rigsize.errors import SizingError, SpecError, nearest
 from rigsize.units import format_bytes, format_network
 
 if TYPE_CHECKING:
@@ -18,21 +18,39 @@ if TYPE_CHECKING:
 
 __all__ = ["CHOOSING", "catalogue_of", "offer_of", "with_offered_host"]
 
-CHOOSING = ("offer", "provider", "offers")
+CHOOSING = ("offer", "provider", "region", "offers")
 """Flags that choose a machine to rent."""
 
 
 def catalogue_of(settings: Settings, today: date) -> Catalogue:
-    """All offers, with those of `--offers`; SpecError for a wrong file, provider or name."""
+    """All offers, or those of a region, with those of `--offers`.
+
+    SpecError for a wrong file, region, provider or name.
+    """
     from rigsize.hardware.offers import load_catalogue
     from rigsize.money import check_names
 
     own = settings.text("offers")
     catalogue = load_catalogue(None if own is None else Path(own).expanduser(), today)
+    catalogue = _in_region(settings.text("region"), catalogue)
     check_names(
         catalogue.offers, instance=settings.text("offer"), provider=settings.text("provider")
     )
     return catalogue
+
+
+def _in_region(region: str | None, catalogue: Catalogue) -> Catalogue:
+    from rigsize.hardware.offers import Wanted, is_in, select
+
+    if region is None:
+        return catalogue
+    found = select(catalogue.offers, Wanted(region=region, fractional=True))
+    regions = {offer.region for offer in catalogue.offers}
+    if not any(is_in(named, region) for named in regions):
+        close = nearest(region, regions)
+        hint = "`rigsize offers` lists them"
+        raise SpecError("region", region, "no offers of it", nearest=close, hint=hint)
+    return replace(catalogue, offers=found)
 
 
 def offer_of(settings: Settings, catalogue: Catalogue, cluster: Cluster) -> Offer:

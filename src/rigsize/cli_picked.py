@@ -44,7 +44,11 @@ def pick_plan(file: Path, pick: str | None) -> Picked:
     command = plan.get("command")
     if not isinstance(command, str):
         raise SpecError(f"plans[{index}].command", command, "not a command")
-    return Picked(_flags(command), _hours(plan), f"plan {index + 1} of {len(plans)}: {command}")
+    given = _flags(command)
+    size = plan.get("host_memory_bytes")
+    if isinstance(size, int) and size > 0:  # of the machine that the command names
+        given.setdefault("host_memory", f"{size}B")
+    return Picked(given, _hours(plan), f"plan {index + 1} of {len(plans)}: {command}")
 
 
 def _plans(file: Path) -> Sequence[Mapping[str, Any]]:

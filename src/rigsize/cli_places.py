@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,20 +12,20 @@ from rigsize.cli_common import say
 from rigsize.cli_hardware import check_provider
 from rigsize.cli_settings import Settings, amount
 from rigsize.cli_target import host_memory_asked, network_asked
-from rigsize.errors import UnsupportedCombination
+from rigsize.errors import SizingError, SpecError, UnsupportedCombination
 from rigsize.hardware import Accelerator, parse_gpus
 from rigsize.hardware.offers import Catalogue, Offer, load_catalogue
 from rigsize.hardware.targets import target_of
 from rigsize.money import power_usd_per_hour
 from rigsize.spec import Cluster
 from rigsize.steptime.run_constants import POWER_SHARE
-from rigsize.units import GIB, GIGABIT_BYTES
+from rigsize.units import GIB, GIGABIT_BYTES, format_bytes
 
 if TYPE_CHECKING:
     from rigsize.plan.planner import Own
     from rigsize.plan.records import Limits
 
-__all__ = ["catalogue_asked", "check_own", "own_asked"]
+__all__ = ["catalogue_asked", "check_headroom", "check_own", "own_asked"]
 
 _OWN = "own"
 _OF_OFFERS = {
@@ -67,7 +69,11 @@ def own_asked(settings: Settings, today: date) -> Own | None:
         return None
     from rigsize.plan.planner import Own
 
-    gpus = parse_gpus(text)
+    try:
+        gpus = parse_gpus(text)
+    except SizingError as error:
+        error.field = _OWN
+        raise
     _check_planned_on(gpus.accelerator)
     host = host_memory_asked(settings)
     if gpus.assumed_note:
@@ -140,3 +146,26 @@ def catalogue_asked(settings: Settings, limits: Limits, today: date, own: Own | 
         say(f"warning: {warning}")
     check_provider(limits.provider, found)
     return found
+
+
+def check_headroom(
+    settings: Settings,
+    limits: Limits,
+    catalogue: Catalogue,
+    cards: Sequence[Accelerator] | None,
+    own: Own | None,
+) -> None:
+    """SpecError where none of the cards that are searched has more than what is to be left free."""
+    from rigsize.plan.candidates import places
+
+    text = settings.text("headroom")
+    if text is None:
+        return
+    whole = replace(limits, headroom_bytes=0, headroom_share=0.0)
+    rows = {place.cluster.accelerator for place in places(catalogue.offers, whole, cards)[0]}
+    rows |= set() if own is None else {own.machine.accelerator}
+    largest = max(rows, key=lambda row: row.capacity_bytes or 0, default=None)
+    if largest is None or limits.headroom_bytes < (largest.capacity_bytes or 0):
+        return
+    most = f"less than {format_bytes(largest.capacity_bytes or 0)}, what {largest.id} has"
+    raise SpecError("headroom", text, "leaves nothing of any card", allowed=(most,))

@@ -14,7 +14,7 @@ from rigsize.cli_how import MOST_GLOBAL_BATCH
 from rigsize.cli_job import Job as Parsed
 from rigsize.cli_job import parse_job
 from rigsize.cli_lengths import lengths_planned, with_examples, with_lengths
-from rigsize.cli_places import catalogue_asked, check_own, own_asked
+from rigsize.cli_places import catalogue_asked, check_headroom, check_own, own_asked
 from rigsize.cli_settings import Settings, amount, number
 from rigsize.errors import SpecError, UnsupportedCombination, nearest
 from rigsize.models import check_lengths, check_task
@@ -70,6 +70,7 @@ def plan_verb(given: Given) -> int:
     own = own_asked(settings, today)
     catalogue = catalogue_asked(settings, limits, today, own)
     cards = _cards(settings)
+    check_headroom(settings, limits, catalogue, cards, own)
     for line in settings.warnings:
         say(f"warning: {line}")
     with waiting(f"planning {base.source.name}"):
@@ -98,6 +99,8 @@ def plan_verb(given: Given) -> int:
         global_batch=total,
         today=today,
         own=None if own is None else own.machine,
+        offers=catalogue.offers,
+        offers_file=settings.text("offers"),
         usd_per_kwh=amount(settings, "power-price"),
         lengths=lengths,
         texts=tuple(_texts(settings)),
@@ -233,10 +236,9 @@ def _global_batch(settings: Settings, base: Parsed) -> int | None:
         return None
     if base.global_batch is not None:
         return base.global_batch
-    usual = _BATCHES[base.workload.use]
-    return int(
-        settings.or_assumed("global-batch", str(usual), f"what BERT's authors {base.workload.use}")
-    )
+    use = base.workload.use
+    why = f"as BERT's authors took for {use}"
+    return int(settings.or_assumed("global-batch", str(_BATCHES[use]), why))
 
 
 def _micro_batch(settings: Settings, base: Parsed, total: int | None, limits: Limits) -> int | None:

@@ -67,7 +67,7 @@ def number(name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise SpecError(name, text, "not a number")
+        raise SpecError(name, text, "not finite" if math.isinf(value) else "not a number")
     return value
 
 

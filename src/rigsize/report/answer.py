@@ -116,9 +116,10 @@ def command_for(
     words += ["--accelerators", table] if table else []
     words += ["--headroom", f"{headroom_bytes}B"] if headroom_bytes else []
     host_bytes = cluster.host_memory_bytes
-    words += ["--host-memory", f"{host_bytes}B"] if host_bytes and verb == "estimate" else []
+    asks_nodes = verb in ("estimate", "emit")
+    words += ["--host-memory", f"{host_bytes}B"] if host_bytes and asks_nodes else []
     rate = cluster.network_bytes_per_s
-    if rate is not None and cluster.nodes > 1 and verb in ("estimate", "emit"):
+    if rate is not None and cluster.nodes > 1 and asks_nodes:
         words += ["--network", f"{rate / GIGABIT_BYTES:.10g}"]
     return shlex.join(words)
 

@@ -165,9 +165,20 @@ def _named(answer: PlanAnswer) -> Iterator[str]:
         if chosen.candidate.way.label:
             yield f"  * {chosen.candidate.way.label}"
         if estimate is not None:
-            yield f"  host memory {format_bytes(estimate.host.peak_bytes)} a node"
+            yield f"  host memory {_host(chosen, estimate.host.peak_bytes, answer)}"
         yield from (f"  {miss}" for miss in chosen.misses)
         yield f"  {command(chosen, answer)}"
+
+
+def _host(chosen: Chosen, need_bytes: int, answer: PlanAnswer) -> str:
+    """What a node needs; where nobody says what it has, that this was not checked."""
+    place = chosen.candidate.place
+    words = f"{format_bytes(need_bytes)} a node"
+    if place.cluster.host_memory_bytes is not None:
+        return words
+    if place.offer is answer.own:
+        return f"{words}; --host-memory checks it"
+    return f"{words}, not checked: this offer states none"
 
 
 def _scaling(answer: PlanAnswer) -> Iterator[RenderableType]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from rigsize.hardware.offers import Offer
@@ -42,6 +42,10 @@ class PlanAnswer:
     today: date
     own: Offer | None = None
     """The machines one has."""
+    offers: tuple[Offer, ...] = ()
+    """The catalogue."""
+    offers_file: str | None = None
+    """Of `--offers`."""
     usd_per_kwh: float | None = None
     """Of their energy; None where it has no price."""
     lengths: LengthHistogram | None = None
@@ -54,7 +58,9 @@ class PlanAnswer:
 def command(chosen: Chosen, answer: PlanAnswer, verb: str = "estimate") -> str:
     """The command that asks for this very plan, or with `emit` writes its launch files."""
     candidate, workload = chosen.candidate, answer.workload
-    cluster = candidate.place.cluster
+    cluster, rented = candidate.place.cluster, candidate.place.offer is not answer.own
+    if rented and verb == "estimate":  # its --offer says it
+        cluster = replace(cluster, host_memory_bytes=None)
     kept = kept_bytes(chosen) if verb == "estimate" else 0
     words = command_for(verb, candidate.way.workload, candidate.strategy, cluster, kept)
     if workload.examples is not None and "--examples" not in words:
@@ -63,7 +69,21 @@ def command(chosen: Chosen, answer: PlanAnswer, verb: str = "estimate") -> str:
         words += f" --epochs {workload.epochs}"
     if candidate.way.lengths is not None and verb == "estimate":
         words += f" {shlex.join(answer.texts)}"
+    if verb == "estimate":
+        words += " --time"
+        words += f" {shlex.join(_offer_words(candidate.place.offer, answer))}" if rented else ""
     return words
+
+
+def _offer_words(offer: Offer, answer: PlanAnswer) -> Iterator[str]:
+    """What makes `estimate` price this machine and no other."""
+    yield from ("--provider", offer.provider, "--offer", offer.instance)
+    if sum((o.provider, o.instance) == (offer.provider, offer.instance) for o in answer.offers) > 1:
+        yield from ("--region", offer.region)
+    if answer.offers_file is not None:
+        yield from ("--offers", answer.offers_file)
+    if answer.limits.spot:
+        yield "--spot"
 
 
 def kept_bytes(chosen: Chosen) -> int:

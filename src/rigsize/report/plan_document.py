@@ -85,6 +85,7 @@ def _chosen(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
         "gpus": cluster.devices,
         "per_node": cluster.per_node,
         "nodes": cluster.nodes,
+        **_host_memory(cluster),
         **_network(cluster),
         "recipe": way.recipe,
         "changes": way.label,
@@ -101,6 +102,14 @@ def _chosen(chosen: Chosen, answer: PlanAnswer) -> dict[str, Any]:
         "command": command(chosen, answer),
         "emit_command": f"{command(chosen, answer, 'emit')} --out launch",
     }
+
+
+def _host_memory(cluster: Cluster) -> dict[str, Any]:
+    """Of each machine, beside the need of it under `host`."""
+    size = cluster.host_memory_bytes
+    if size is None:
+        return unknown("host_memory_bytes", "the offer, or --host-memory of one's own, says none")
+    return {"host_memory_bytes": size}
 
 
 def _network(cluster: Cluster) -> dict[str, Any]:
