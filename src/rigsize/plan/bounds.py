@@ -16,11 +16,13 @@ from rigsize.plan.passes import Passes, Spread
 from rigsize.plan.records import Candidate, Way
 from rigsize.program.bound import trained_and_states
 from rigsize.program.categories import backbone_of, weight_category
+from rigsize.program.foreach import FP32_BYTES
 from rigsize.program.fsdp_group import policy_of
 from rigsize.program.lower import HALF_BYTES
 from rigsize.program.mesh import Mesh
 from rigsize.program.timeline import Parameter
 from rigsize.program.zero import REDUCE_BUCKET
+from rigsize.program.zero3 import SUB_GROUP
 from rigsize.spec.strategy import FSDPS, SHARDS_WEIGHTS, Strategy
 from rigsize.spec.zero import ZEROS
 from rigsize.trace.profile import Profile
@@ -58,8 +60,11 @@ class Held:
     of: Strategy
 
     def at_step_end(self, shard: int) -> int:
-        """Bytes of one rank before the optimizer step: all of it, or what the host leaves."""
-        return self._weights(shard) + self._states(shard) + self.always + self._kept(shard)
+        """Bytes of one rank at the optimizer step: all of it, or what the host leaves."""
+        kept = self._kept(shard)
+        if self.of.parallel == "zero1":
+            kept //= shard  # reduced when backward ends, of which each rank has its part
+        return self._weights(shard) + self._states(shard) + self.always + kept + self._cast(shard)
 
     def beside_pass(self, shard: int, accumulation: int) -> int:
         """Bytes of one rank beside a pass: gradients only of an earlier micro-step."""
@@ -93,6 +98,19 @@ class Held:
         if offload == "cpu" or (offload == "optimizer" and parallel in ("zero2", "zero3")):
             return 0
         return self.gradients // (shard if parallel in _SHARDS_GRADIENTS else 1)
+
+    def _cast(self, shard: int) -> int:
+        """ZeRO steps on an fp32 copy of its 16-bit gradients, stage 3 on a sub-group's at a time.
+
+        Source: `Zero._fp32_gradient`, `Zero3.optimize` of `rigsize.program`.
+        """
+        parallel, policy = self.of.parallel, self.of.policy
+        if parallel not in ZEROS or policy.half_dtype == "float32" or not self.gradients:
+            return 0
+        if self.of.offload in _STATES_ON_HOST:
+            return 0
+        numel = self.gradients // policy.gradient_bytes // shard
+        return FP32_BYTES * (min(numel, SUB_GROUP) if parallel == "zero3" else numel)
 
     def _flat(self, shard: int) -> int:
         """ZeRO-3's gradients, which have their place from loading on."""
