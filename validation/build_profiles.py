@@ -183,8 +183,8 @@ def _freed(model: BundledModel, task: str) -> Iterator[TraceKey]:
 
 def _planned(model: BundledModel, task: str) -> list[TraceKey]:
     """The recipes seed and lean in all precisions, with recomputation and without."""
-    seed = [_key(model, task, c, recompute=r) for r in ("none", "block") for c in COMPUTES]
-    return seed + list(_freed(model, task))
+    kept = [_key(model, task, compute) for compute in COMPUTES]
+    return [*kept, *_recomputed(model, task, COMPUTES), *_freed(model, task)]
 
 
 def _quantised(model: BundledModel) -> list[TraceKey]:

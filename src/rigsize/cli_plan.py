@@ -53,18 +53,7 @@ def plan_verb(given: Given) -> int:
     check_own(settings)
     limits, today = _limits(settings), date.today()
     base, jobs, lengths = _jobs(settings)
-    workload = base.workload
-    if workload.generates:
-        raise UnsupportedCombination("plan", workload.task, "generation is not planned yet")
-    if workload.examples is None:
-        raise SpecError(
-            "examples",
-            None,
-            "missing",
-            hint="--examples N texts, --data or --histogram: hours and price need their number",
-        )
-    check_task(base.source.config, workload.task)
-    check_lengths(base.source, workload, base.strategy)
+    _check_planned(base)
     total = _global_batch(settings, base)
     micro = _micro_batch(settings, base, total, limits)
     own = own_asked(settings, today)
@@ -94,7 +83,7 @@ def plan_verb(given: Given) -> int:
     answer = PlanAnswer(
         plan=found,
         source=base.source,
-        workload=workload,
+        workload=base.workload,
         limits=limits,
         global_batch=total,
         today=today,
@@ -111,6 +100,22 @@ def plan_verb(given: Given) -> int:
 
 
 # -- what ---------------------------------------------------------------------------------------
+
+
+def _check_planned(base: Parsed) -> None:
+    """Refuses what no plan is made of, before anything is searched."""
+    workload = base.workload
+    if workload.generates:
+        raise UnsupportedCombination("plan", workload.task, "generation is not planned yet")
+    if workload.examples is None:
+        raise SpecError(
+            "examples",
+            None,
+            "missing",
+            hint="--examples N texts, --data or --histogram: hours and price need their number",
+        )
+    check_task(base.source.config, workload.task)
+    check_lengths(base.source, workload, base.strategy)
 
 
 def _jobs(settings: Settings) -> tuple[Parsed, list[Job], LengthHistogram | None]:

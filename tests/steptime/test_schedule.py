@@ -26,7 +26,7 @@ def planned(per_node: int = 8, nodes: int = 1, **settings: object) -> Schedule:
     strategy = Strategy(precision="bf16", **settings)  # type: ignore[arg-type]
     work = encoder_work(layers=3, hidden=1024)
     cluster = Cluster(accelerator=A100, per_node=per_node, nodes=nodes)
-    links = Links.of(work, strategy, cluster, None, None)
+    links = Links.of(work, strategy, cluster, None)
     return schedule(work, strategy, Pricer(A100, strategy, None), links, 8_000_000)
 
 

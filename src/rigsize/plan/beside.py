@@ -20,7 +20,6 @@ from rigsize.spec.strategy import FSDPS, SHARDS_WEIGHTS
 from rigsize.steptime.collectives import Collective, collective
 from rigsize.steptime.links import Links
 from rigsize.steptime.prices import Pricer
-from rigsize.steptime.schedule import gradients_leave
 from rigsize.steptime.update import gradient_bytes, update_rows
 from rigsize.trace.profile import TraceKey
 
@@ -162,7 +161,7 @@ class Besides:
         cluster, strategy = place.cluster, way.strategy
         known = self._on_card(way, cluster.accelerator)
         work, pricer = known.work, known.pricer
-        links = Links.of(work, strategy, cluster, None, None)
+        links = Links.of(work, strategy, cluster, None)
         travels = _travels_s(known.sent, links)
         if not work.training:
             return Beside(travels, 0.0, 0.0, 0.0, links.overlap_cost)
@@ -173,24 +172,22 @@ class Besides:
         update = max(
             sum(row.host_step_s for row in rows), sum(sum(row.busy_s.values()) for row in rows)
         )
-        waited = waited_again = 0.0
+        waited = 0.0
         if strategy.parallel in ("zero1", "zero2"):
             reduced = links.within_copy("reduce_scatter", known.gradient_bytes)
             update += links.within_copy("all_gather", known.gradient_bytes)
             update += reduced if strategy.parallel == "zero1" else 0.0
             waited = reduced if strategy.parallel == "zero2" else 0.0
-            if (strategy.parallel, strategy.offload) == ("zero2", "optimizer"):
-                part_bytes = known.gradient_bytes / links.mesh.shard
-                waited_again = links.to_host(part_bytes) + links.to_device(part_bytes)
-        fetched, stored = _fetches_s(work, strategy, links), 0.0
-        again = sums = 0.0
-        if gradients_leave(strategy):
+        fetched = _fetches_s(work, strategy, links)
+        stored = again = sums = waited_again = 0.0
+        if strategy.gradients_leave:
             part_bytes = known.sent_gradient_bytes / links.mesh.shard
-            stored = links.to_host(part_bytes)
-            if strategy.parallel in FSDPS:
-                sums = links.host_sum(part_bytes)
+            if strategy.parallel == "zero2":  # waited for, and only where it accumulates
+                waited_again = links.to_host(part_bytes) + links.to_device(part_bytes)
+            elif strategy.parallel in FSDPS:
+                stored, sums = links.to_host(part_bytes), links.host_sum(part_bytes)
             else:
-                again = links.to_device(part_bytes)
+                stored, again = links.to_host(part_bytes), links.to_device(part_bytes)
         beside = (travels, fetched, once, update, links.overlap_cost, waited, stored, again, sums)
         return Beside(*beside, waited_again)
 
@@ -203,15 +200,15 @@ class Besides:
                 pricer=Pricer(card, strategy, None),
                 sent=_sent(work, strategy),
                 gradient_bytes=sum(work.trainable) * gradient_bytes(strategy),
-                sent_gradient_bytes=_reached(work) * gradient_bytes(strategy),
+                sent_gradient_bytes=gradient_bytes(strategy)
+                * sum(work.trainable[layer] for layer in _reached(work)),
             )
         return self._prepared[key]
 
 
-def _reached(work: Work) -> int:
-    """Trained elements of the root and of layers with a backward pass."""
-    backward = {0, *(s.layer for s in work.segments if s.phase == "backward")}
-    return sum(numel for layer, numel in enumerate(work.trainable) if layer in backward)
+def _reached(work: Work) -> set[int]:
+    """The root and the layers with a backward pass."""
+    return {0, *(s.layer for s in work.segments if s.phase == "backward")}
 
 
 def _sent(work: Work, strategy: Strategy) -> list[tuple[Collective, int, int]]:
@@ -222,13 +219,13 @@ def _sent(work: Work, strategy: Strategy) -> list[tuple[Collective, int, int]]:
     if strategy.parallel not in SHARDS_WEIGHTS:
         return []
     forward = {0, *(s.layer for s in work.segments if s.phase != "backward")}
-    backward = {s.layer for s in work.segments if s.phase == "backward"}
+    backward = _reached(work)
     again = backward - {0} if work.training and strategy.reshard_after_forward else set()
     gathered = Counter(work.weight_bytes[layer] for layer in (*forward, *again))
     found: list[tuple[Collective, int, int]] = [("all_gather", *one) for one in gathered.items()]
     if work.training:
         element = min(_FP32_BYTES, gradient_bytes(strategy))
-        reduced = Counter(work.trainable[layer] * element for layer in backward | {0})
+        reduced = Counter(work.trainable[layer] * element for layer in backward)
         found += [("reduce_scatter", *one) for one in reduced.items()]
     return found
 

@@ -40,7 +40,6 @@ __all__ = [
 _SHARDS_GRADIENTS = (*SHARDS_WEIGHTS, "zero2")
 _SHARDS_STATES = (*_SHARDS_GRADIENTS, "zero1")
 _WEIGHTS_ON_HOST = ("cpu", "cpu-params")
-_STATES_ON_HOST = ("cpu", "optimizer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +91,10 @@ class Held:
 
     def _kept(self, shard: int) -> int:
         """Gradients that wait for the step; none where they leave the card as they come."""
-        parallel, offload = self.of.parallel, self.of.offload
+        parallel = self.of.parallel
         if self.of.optimizer_in_backward or (parallel == "ddp" and self.of.bucket_view):
             return 0
-        if offload == "cpu" or (offload == "optimizer" and parallel in ("zero2", "zero3")):
+        if self.of.gradients_leave:
             return 0
         return self.gradients // (shard if parallel in _SHARDS_GRADIENTS else 1)
 
@@ -107,7 +106,7 @@ class Held:
         parallel, policy = self.of.parallel, self.of.policy
         if parallel not in ZEROS or policy.half_dtype == "float32" or not self.gradients:
             return 0
-        if self.of.offload in _STATES_ON_HOST:
+        if self.of.steps_on_host:
             return 0
         numel = self.gradients // policy.gradient_bytes // shard
         return FP32_BYTES * (min(numel, SUB_GROUP) if parallel == "zero3" else numel)
@@ -117,7 +116,7 @@ class Held:
         return self._kept(shard) if self.of.parallel == "zero3" else 0
 
     def _states(self, shard: int) -> int:
-        if self.of.offload in _STATES_ON_HOST:
+        if self.of.steps_on_host:
             return 0
         return self.states // (shard if self.of.parallel in _SHARDS_STATES else 1)
 

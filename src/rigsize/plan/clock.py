@@ -106,8 +106,7 @@ class PipelineClock:
 
     def _beside_steps_s(self, way: Way, card: Accelerator) -> tuple[float, float]:
         """Start-up, download and the like, whatever the cluster; a checkpoint of one machine."""
-        key = way, card
-        found = self._beside_s.get(key)
+        found = self._beside_s.get((way, card))
         if found is None:
             found, work = (0.0, 0.0), self.floors.besides.work(way, card)
             if work is not None:
@@ -115,7 +114,7 @@ class PipelineClock:
                 saved = checkpoint_bytes(work, way.strategy) if work.training else 0
                 fixed_s = sum(line.seconds.p50 for line in lines)
                 found = fixed_s, saved / DISK_BYTES_PER_S.value.mid
-            self._beside_s[key] = found
+            self._beside_s[way, card] = found
         return found
 
     # -- answers ----------------------------------------------------------------------------

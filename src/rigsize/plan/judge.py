@@ -76,9 +76,9 @@ class PipelineJudge:
         self._untraced: dict[tuple[Way, Accelerator], str] = {}
         self._groups: dict[int, list[list[Way]]] = {}
         self._ways: dict[tuple[object, ...], tuple[list[Way], dict[str, list[Way]]]] = {}
-        self._batches: dict[tuple[object, ...], Batches] = {}
+        self._batches: dict[tuple[int, int], Batches] = {}
         self._hours: dict[tuple[object, ...], float | None] = {}
-        self._sizes: dict[tuple[int, Accelerator], list[tuple[Way, int]]] = {}
+        self._leasts: dict[tuple[int, Accelerator], Counter[int]] = {}
 
     # -- the grid -------------------------------------------------------------------------------
 
@@ -154,11 +154,14 @@ class PipelineJudge:
     def batches(self, place: Place, way: Way) -> Batches:
         """(micro-batch, accumulation), the largest micro-batch first."""
         least = self.traces.least_batch(way, place.cluster.accelerator)
-        key = place.cluster.devices, least
-        if key not in self._batches:
-            every = self._all_batches(place.cluster.devices)
-            self._batches[key] = [pair for pair in every if least and pair[0] >= least]
-        return self._batches[key]
+        return self._proved(place.cluster.devices, least)
+
+    def _proved(self, ranks: int, least: int) -> Batches:
+        """Those that a profile is proved for, from its least micro-batch on; of 0 none."""
+        if (ranks, least) not in self._batches:
+            every = self._all_batches(ranks)
+            self._batches[ranks, least] = [pair for pair in every if least and pair[0] >= least]
+        return self._batches[ranks, least]
 
     def _all_batches(self, ranks: int) -> Batches:
         """Those of the global batch, spread over all devices."""
@@ -171,12 +174,10 @@ class PipelineJudge:
         """Equal at all machines with as many of cards that torch asks the same."""
         card = self.traces.like(place.cluster.accelerator)
         ways = self.ways(place) if ways is None else ways
-        key = id(ways), card
-        if key not in self._sizes:
-            least = Counter(self.traces.least_batch(way, card) for way in ways)
-            first = {self.traces.least_batch(way, card): way for way in ways}
-            self._sizes[key] = [(first[size], count) for size, count in least.items()]
-        return sum(len(self.batches(place, way)) * count for way, count in self._sizes[key])
+        key, ranks = (id(ways), card), place.cluster.devices
+        if key not in self._leasts:
+            self._leasts[key] = Counter(self.traces.least_batch(way, card) for way in ways)
+        return sum(len(self._proved(ranks, n)) * count for n, count in self._leasts[key].items())
 
     def over_bytes(self, place: Place, ways: Ways) -> int:
         """Of weights, gradients and states, which are the same in a group."""

@@ -148,17 +148,16 @@ class Traces:
         return self._least[asked]
 
     def _find(self, key: TraceKey, point: Mapping[str, int]) -> Profile | None:
-        if key.saves_on_host and not self.copies:
-            stored, work = (read_packaged(key, what) for what in ("", WORK))
-            stored, work = (p if p and p.body_at(point) else None for p in (stored, work))
+        only_shipped = key.saves_on_host and not self.copies
+        if only_shipped:
+            found = (read_packaged(key, what) for what in ("", WORK))
+            stored, work = (one if one and one.body_at(point) else None for one in found)
         else:
             stored, work = stored_profile(key, point), stored_work(key, point)
-        if stored is not None and work is not None:
-            self.works[key] = work
-            return stored
-        self.works[key] = None
-        if not self.makes or (key.saves_on_host and not self.copies):
-            return None
+        both = stored is not None and work is not None
+        self.works[key] = work if both else None
+        if both or only_shipped or not self.makes:
+            return stored if both else None
         self.made += 1
         if self.told is not None:
             self.told(self.made, key)

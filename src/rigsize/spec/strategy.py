@@ -245,6 +245,22 @@ class Strategy:
                 raise UnsupportedCombination("optim-in-backward", "yes", why, nearest=nearest)
 
     @property
+    def steps_on_host(self) -> bool:
+        """Whether the optimizer's step, and its states, are the host's."""
+        return self.offload in ("cpu", "optimizer")
+
+    @property
+    def gradients_leave(self) -> bool:
+        """Whether they go to the host in every micro-step, not once a step.
+
+        FSDP2 sends them with all it has, ZeRO-2 and 3 wherever they step there (`program.zero`,
+        `program.zero3`).
+        """
+        if self.offload == "optimizer":
+            return self.parallel in ("zero2", "zero3")
+        return self.offload == "cpu"
+
+    @property
     def stored_as(self) -> str:
         """How base weights are stored: what was asked for, else what method or precision mean."""
         if self.quantization != "none":

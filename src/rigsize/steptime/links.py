@@ -47,7 +47,6 @@ class Links:
         strategy: Strategy,
         cluster: Cluster,
         calibration: Calibration | None,
-        network_bytes_per_s: float | None = None,
     ) -> Links:
         """Those of a rank of this run."""
         return cls(
@@ -55,7 +54,7 @@ class Links:
             mesh=mesh_of(strategy, cluster, training=work.training),
             strategy=strategy,
             calibration=calibration,
-            network_bytes_per_s=network_bytes_per_s or cluster.network_bytes_per_s,
+            network_bytes_per_s=cluster.network_bytes_per_s,
         )
 
     @property

@@ -24,7 +24,7 @@ from rigsize.steptime.prices import Priced, Pricer
 from rigsize.steptime.rows import Row
 from rigsize.steptime.update import gradient_bytes, update_rows
 
-__all__ = ["Schedule", "gradients_leave", "schedule"]
+__all__ = ["Schedule", "schedule"]
 
 PCIE = "copies over PCIe"
 ADDING = "gradient accumulation"
@@ -50,10 +50,10 @@ def schedule(
     """The rows of one optimizer step (training) or of one pass."""
     priced = pricer.work(work)
     if not work.training:
-        rows = _rows(priced)
+        rows, places = _rows(priced), _places(work)
         if strategy.parallel in SHARDS_WEIGHTS:
-            _gathers(rows, work, strategy, links, pricer)
-        add_hooks(rows, work, strategy, links.mesh.shard, _places(work), closes=True)
+            _gathers(rows, work, strategy, links, places)
+        add_hooks(rows, work, strategy, links.mesh.shard, places, closes=True)
         return Schedule(first=(), middle=(), last=tuple(rows), update=(), micro_steps=1)
     steps = strategy.accumulation
     made = _MicroSteps(work, strategy, pricer, links, priced, saved_bytes)
@@ -72,7 +72,10 @@ def _rows(priced: Sequence[Priced]) -> list[Row]:
     ]
 
 
-def _places(work: Work) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+_Places = tuple[dict[int, int], dict[int, int], dict[int, int]]
+
+
+def _places(work: Work) -> _Places:
     """By layer: its first forward, first backward and last backward segment."""
     forward: dict[int, int] = {}
     backward: dict[int, int] = {}
@@ -88,21 +91,23 @@ def _places(work: Work) -> tuple[dict[int, int], dict[int, int], dict[int, int]]
     return forward, backward, ends
 
 
-def _gathers(rows: list[Row], work: Work, strategy: Strategy, links: Links, pricer: Pricer) -> None:
+def _gathers(
+    rows: list[Row], work: Work, strategy: Strategy, links: Links, places: _Places
+) -> None:
     """Each layer before its forward pass, and before its backward pass where it was let go.
 
     DeepSpeed copies each parameter out of what arrived (`AllGatherCoalescedHandle.wait`), on the
     stream of the gather.
     """
     copies = strategy.parallel == "zero3" and links.mesh.shard > 1
-    forward, backward, _ = _places(work)
+    forward, backward, _ = places
     fetches = strategy.offload in ("cpu", "cpu-params")
     wide = strategy.policy.compute == "amp"
     for layer, num_bytes in enumerate(work.weight_bytes):
         again = strategy.reshard_after_forward and layer > 0
         seconds = links.within_copy("all_gather", num_bytes)
         if copies:
-            seconds += memory_bound(pricer.gpu, 2 * num_bytes, "copy").seconds
+            seconds += memory_bound(links.cluster.accelerator, 2 * num_bytes, "copy").seconds
         # FSDP2's mixed precision keeps the shards in fp32.
         stored = _FP32_BYTES * work.parameters[layer] if wide else num_bytes
         shard_bytes = stored / links.mesh.shard
@@ -113,17 +118,6 @@ def _gathers(rows: list[Row], work: Work, strategy: Strategy, links: Links, pric
             if index is not None:
                 rows[index].gather_s += seconds
                 rows[index].fetch_s += fetch
-
-
-def gradients_leave(strategy: Strategy) -> bool:
-    """Whether each layer's go to the host in every micro-step.
-
-    ZeRO-3 sends them wherever it steps there (`program.zero3`), FSDP2 with all it has.
-    """
-    if strategy.parallel not in SHARDS_WEIGHTS:
-        return False
-    offload = strategy.offload
-    return offload == "cpu" or (strategy.parallel == "zero3" and offload == "optimizer")
 
 
 class _MicroSteps:
@@ -154,7 +148,7 @@ class _MicroSteps:
         if self.strategy.offload == "activations":
             self._save(rows)
         if parallel in SHARDS_WEIGHTS:
-            _gathers(rows, self.work, self.strategy, self.links, self.pricer)
+            _gathers(rows, self.work, self.strategy, self.links, self.places)
             self._reduce_layers(rows, adds=adds)
         elif parallel == "ddp" and closes:
             self._reduce_buckets(rows)
@@ -209,7 +203,7 @@ class _MicroSteps:
                 seconds += links.between_copies(numel * wide // shard)
             if seconds:
                 row.reductions += ((1.0, seconds),)
-            if gradients_leave(self.strategy):
+            if self.strategy.gradients_leave:
                 part_bytes = numel * wide / shard
                 row.store_s += links.to_host(part_bytes)
                 if adds and self._adds_on_host:
@@ -251,7 +245,7 @@ class _MicroSteps:
         seconds = self.links.within_copy("reduce_scatter", numel * self.gradient)
         store = 0.0
         if self.strategy.offload == "optimizer":
-            if self.strategy.parallel == "zero2" and self.strategy.accumulation > 1:
+            if self.strategy.gradients_leave and self.strategy.accumulation > 1:
                 part_bytes = numel * self.gradient / shard
                 store += self.links.to_host(part_bytes)
                 store += self.links.to_device(part_bytes) if adds else 0.0

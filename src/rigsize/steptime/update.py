@@ -142,8 +142,7 @@ def update_rows(work: Work, strategy: Strategy, pricer: Pricer, links: Links) ->
     shard = links.mesh.shard
     share = numel / shard
     rows: list[Row] = []
-    on_host = strategy.offload in ("cpu", "optimizer")
-    if on_host:
+    if strategy.steps_on_host:
         if strategy.optimizer == "muon":
             raise UnsupportedCombination(
                 "optim", "muon", "no time model of its products on the host"
