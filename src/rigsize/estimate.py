@@ -23,7 +23,7 @@ from rigsize.ledgers import memory_of
 from rigsize.memory.host import HostEstimate, host_memory, run_of
 from rigsize.memory.outside import outside
 from rigsize.memory.peaks import Peak, peaks_of
-from rigsize.memory.replay import Replay, replay, replay_exact
+from rigsize.memory.replay import Replay
 from rigsize.models import ModelSource, check_lengths, check_task
 from rigsize.point import assumed_sizes, point_of
 from rigsize.program.build import Program, build_program
@@ -202,13 +202,10 @@ def host_of(
 
 
 def peaks(answer: Estimate) -> tuple[Peak, ...]:
-    """The peak of each moment of the run: one more replay, through what is beside the steps."""
-    program, accelerator = answer.program, answer.cluster.accelerator
-    if accelerator.is_cpu:
-        return peaks_of(replay_exact(program, beside_steps=True), None)
-    room = answer.replay.capacity_bytes
-    played = replay(program, capacity_bytes=room, beside_steps=True)
-    return peaks_of(played, outside(program.mesh, accelerator))
+    """The peak of each moment of the run, what is beside the steps among them."""
+    accelerator = answer.cluster.accelerator
+    beside = None if accelerator.is_cpu else outside(answer.program.mesh, accelerator)
+    return peaks_of(answer.replay, beside)
 
 
 def profile_for(

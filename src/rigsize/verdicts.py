@@ -92,18 +92,23 @@ def _weights(program: Program) -> int:
 
 
 def _play(program: Program, accelerator: Accelerator) -> tuple[Replay, Verdict]:
-    """The replay to report, and the verdict over the band of the context."""
+    """The replay to report, through what is beside the steps; the verdict over the context's band.
+
+    Both are asked for: `beside_steps` judges by its moments, `estimate.peaks` lists them.
+    """
     if accelerator.is_cpu:
-        return replay_exact(program), "unknown"
+        return replay_exact(program, beside_steps=True), "unknown"
     capacity = accelerator.capacity_bytes
     if capacity is None:
-        return replay(program), "unknown"
+        return replay(program, beside_steps=True), "unknown"
     beside = outside(program.mesh, accelerator)
     played = replay(program, capacity_bytes=capacity - beside.mid, beside_steps=True)
     if played.out_of_memory:
         lenient = replay(program, capacity_bytes=capacity - beside.low, beside_steps=True)
         verdict: Verdict = "does_not_fit" if lenient.out_of_memory else "tight"
-        return (replay(program), verdict) if verdict == "does_not_fit" else (lenient, verdict)
+        if verdict == "does_not_fit":
+            return replay(program, beside_steps=True), verdict
+        return lenient, verdict
     return played, "fits" if played.reserved_peak_bytes + beside.high <= capacity else "tight"
 
 
